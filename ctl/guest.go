@@ -1,0 +1,194 @@
+package ctl
+
+import (
+	"context"
+	"os"
+	"time"
+)
+
+// The interfaces of this file say what ctl needs done and cannot do: it
+// holds no privilege. The daemon fills them from priv and vmm; unit tests
+// fill them with fakes.
+
+// Host is the privileged half. Every method is answered, in words when it
+// refuses, and gives up when ctx does.
+type Host interface {
+	// Open opens files with the rights of the user uid as they are now:
+	// his uid, gid and groups. The answer has one Opened for each Want, in
+	// order; the caller closes the files. On an error no file is open.
+	// ENOENT, EACCES, EINVAL (not a regular file), ETIMEDOUT.
+	Open(ctx context.Context, uid uint32, wants []Want) ([]Opened, error)
+
+	// Spawn starts a guest process for the machine id and connects to it.
+	// The process ends by itself if it is left before it was told Go.
+	Spawn(ctx context.Context, id uint32, accel string) (Guest, error)
+
+	// Guests lists the guest processes that run, as priv recorded them.
+	Guests(ctx context.Context) ([]GuestProcess, error)
+
+	// Adopt connects to a guest process that is already there.
+	Adopt(ctx context.Context, id uint32) (Guest, error)
+
+	// End kills the guest process of id, whatever state it is in, and
+	// removes its socket and record. Nil when there is none.
+	End(ctx context.Context, id uint32) error
+
+	// Engines says what can run a machine here. It is asked at each start,
+	// so that a package installed meanwhile counts.
+	Engines(ctx context.Context) (Engines, error)
+
+	// Draining says that guests are being stopped before a shutdown: a
+	// SIGTERM now waits for Shutdown.
+	Draining(ctx context.Context) error
+
+	// Shutdown ends the daemon.
+	Shutdown(ctx context.Context) error
+}
+
+// Want is a file to open.
+type Want struct {
+	Path  string // absolute, on this host
+	Write bool
+}
+
+// Opened is a file that was opened.
+type Opened struct {
+	File   *os.File
+	Format string // "raw" or "qcow2", by its first bytes
+}
+
+// GuestProcess is a guest process that runs.
+type GuestProcess struct {
+	ID  uint32 // of the machine
+	PID int    // as the host sees it
+}
+
+// Engines is what can run a machine on this host.
+type Engines struct {
+	QEMU        string // path of the program, empty if there is none
+	QEMUVersion string
+	KVM         bool   // KVM runs an ordinary kernel here
+	KVMReason   string // why not, if not
+}
+
+// Guest is the conversation with one guest process. Its methods may be
+// called from several goroutines. After the process or the conversation
+// ended, they return EPIPE.
+type Guest interface {
+	// Give hands over the whole launch. The files are dup'ed: the caller
+	// closes its own. EBUSY names a disk whose image is locked by others.
+	Give(ctx context.Context, l *Launch) error
+	// Go starts the CPUs and returns when they run.
+	Go(ctx context.Context) error
+
+	// Stop asks the guest to power off and kills it after wait. The
+	// guest process keeps the deadline, also without a daemon; a second
+	// Stop may only shorten it. by and restart come back in the Exit.
+	Stop(ctx context.Context, wait time.Duration, by string, restart bool) error
+	// Kill ends the guest at once; how is what the Exit will say, and
+	// failed whether that end is a failure.
+	Kill(ctx context.Context, by, how string, failed bool) error
+	Reset(ctx context.Context) error
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+
+	// State is what the guest process knows about its launch.
+	State(ctx context.Context) (GuestState, error)
+	// Usage is measured when asked.
+	Usage(ctx context.Context) (Usage, error)
+
+	// Input gives bytes to the console, all or none: EAGAIN if the guest
+	// did not make room within a second. At most 64 KiB.
+	Input(ctx context.Context, p []byte) error
+	// Console is what this launch printed. It stays readable after the
+	// process ended, until Close.
+	Console() Console
+
+	// Notices tells of changes, and is closed when the conversation
+	// ended. A notice says only that State should be asked again, but for
+	// Reboot.
+	Notices() <-chan Notice
+
+	// Forget says that the exit record was taken: the process may end.
+	Forget(ctx context.Context) error
+	// Close ends the conversation and releases the console. A guest that
+	// was told Go runs on.
+	Close() error
+}
+
+// Launch is one start of one machine, complete: everything that a guest
+// process will ever have. Files are open; there is no name in it that
+// anybody opens.
+type Launch struct {
+	ID         uint32
+	Generation uint64
+	Name       string
+	Accel      string // "kvm" or "tcg"
+	Reason     string // why this engine, for info
+	CPUs       int
+	MemoryMiB  int
+	Boot       string // "disk", "cdrom", "net"
+	Cmdline    string
+
+	Kernel, Initrd, Firmware, Cdrom *os.File // nil if not given
+	Disks                           []LaunchDisk
+}
+
+// LaunchDisk is a disk of a launch.
+type LaunchDisk struct {
+	N        int // 0..15
+	Format   string
+	ReadOnly bool
+	Files    []*os.File // the image; behind it, its bases, in order
+}
+
+// GuestState is what a guest process knows about its launch.
+type GuestState struct {
+	Generation uint64
+	Name       string
+	State      string // "new", "running", "paused", "stopping", "ended"
+	Started    time.Time
+	Reboots    int    // the guest's own
+	Engine     string // "qemu 7.2.22 tcg"
+	Reason     string // why this engine
+	Exit       *Exit  // set when State is "ended"
+}
+
+// Exit is how a launch ended.
+type Exit struct {
+	Failed  bool   // an end nobody asked for
+	Who     string // "guest", "host", or the user who asked
+	How     string // "power-off", "stop", "kill", ...: no newline
+	At      time.Time
+	Restart bool // a start was asked for with the stop
+}
+
+// Usage is what a launch costs the host.
+type Usage struct {
+	CPU      time.Duration // user and system
+	Overhead uint64        // bytes resident beyond the guest's own memory
+}
+
+// Notice is news from a guest process.
+type Notice int
+
+const (
+	StateChanged Notice = iota // ask State
+	Rebooted                   // the guest reset itself
+)
+
+// Console is the output of one launch: a ring that the guest process fills.
+// Positions count bytes since the launch.
+type Console interface {
+	// ReadAt copies what was printed from pos on into p without waiting.
+	// If bytes at pos are already overwritten it begins at the oldest
+	// byte there is: at says where it began. n is 0 at the end.
+	ReadAt(p []byte, pos uint64) (n int, at uint64)
+	// End is the position after the last byte.
+	End() uint64
+	// Changed is closed when there is more than there was at the call.
+	Changed() <-chan struct{}
+}
+
+// ConsoleSize is how much of a console is kept at least, in bytes.
+const ConsoleSize = 256 << 10
