@@ -1,0 +1,138 @@
+# Shell functions that the scripts beside it share. Sourced, not run:
+#
+#	. "$(dirname "$0")/lib.sh"
+#
+# It installs packages by name with apt-get and downloads one that it does
+# not install, the guest's kernel. It needs root for the former only.
+
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { printf '%s\n' "$*"; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# become_root runs the script again through sudo if it is not root yet. PATH
+# is kept: Go is often not where root would look.
+become_root() {
+	[ "$(id -u)" = 0 ] && return
+	command -v sudo >/dev/null || die "this needs root, and there is no sudo: run it as root"
+	say "${0##*/}: this needs root; asking sudo"
+	exec sudo env "PATH=$PATH" "$0" "$@"
+}
+
+# need_go says where Go comes from; the distribution's may be too old.
+need_go() {
+	command -v go >/dev/null || die "Go 1.26 or newer is needed to build: https://go.dev/dl/"
+}
+
+# need installs the packages that are not there, as PROGRAM:PACKAGE (only if
+# the program is missing) or PACKAGE.
+need() {
+	missing=
+	for n; do
+		case $n in
+		*:*) command -v "${n%%:*}" >/dev/null || missing="$missing ${n#*:}" ;;
+		*) dpkg -s "$n" >/dev/null 2>&1 || missing="$missing $n" ;;
+		esac
+	done
+	[ -n "$missing" ] || return 0
+	[ "$(id -u)" = 0 ] || die "missing packages:$missing"
+	say "installing$missing"
+	# The word splitting is meant: package names have no blanks.
+	# shellcheck disable=SC2086
+	quietly_install $missing ||
+		{ quietly apt-get update && quietly_install $missing; } ||
+		die "cannot install$missing: the lines above are apt-get's"
+}
+
+quietly_install() {
+	DEBIAN_FRONTEND=noninteractive \
+		quietly apt-get install -y --no-install-recommends "$@"
+}
+
+# quietly runs a command and shows what it said only if it fails.
+quietly() {
+	log=$(mktemp)
+	if "$@" >"$log" 2>&1; then
+		rm -f "$log"
+	else
+		status=$?
+		tail -n 20 "$log" >&2
+		rm -f "$log"
+		return $status
+	fi
+}
+
+# build makes the program as it is shipped: static, no paths of this machine.
+build() {
+	need_go
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$1" ./cmd/vmfs ||
+		die "the program does not build"
+}
+
+# guest_files makes the guest: a stock Debian cloud kernel, downloaded and
+# unpacked but not installed, and a busybox initramfs. It sets kernel and
+# initrd to their paths in the cache.
+guest_files() {
+	need busybox:busybox-static dpkg-deb:dpkg
+	cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vmfs
+	mkdir -p "$cache"
+	package=$(kernel_package) || exit
+	kernel=$cache/vmlinuz-${package#linux-image-}
+	initrd=$cache/initrd-${package#linux-image-}
+	if [ ! -s "$kernel" ]; then fetch_kernel; fi
+	make_initrd
+	ln -sf "${kernel##*/}" "$cache/vmlinuz"
+	ln -sf "${initrd##*/}" "$cache/initrd"
+}
+
+# kernel_package names the package that Debian's newest cloud kernel is in,
+# or the one in the cache if apt has no lists and no way to get them.
+kernel_package() {
+	newest_kernel || { [ "$(id -u)" != 0 ] || quietly apt-get update; newest_kernel; } ||
+		cached_kernel || die "apt knows no linux-image-cloud-amd64: is this Debian, with a network?"
+}
+
+newest_kernel() {
+	apt-cache depends --important linux-image-cloud-amd64 2>/dev/null |
+		sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | grep .
+}
+
+cached_kernel() {
+	old=$(readlink "$cache/vmlinuz") && echo "linux-image-${old#vmlinuz-}"
+}
+
+fetch_kernel() {
+	say "downloading $package (27 MB; unpacked into $cache, not installed)"
+	tmp=$(mktemp -d "$cache/unpack.XXXXXX")
+	# apt's own download user cannot write here.
+	download="apt-get -o APT::Sandbox::User=root download $package"
+	# shellcheck disable=SC2086
+	(cd "$tmp" && { quietly $download ||
+		{ [ "$(id -u)" = 0 ] && quietly apt-get update && quietly $download; }; } &&
+		dpkg-deb -x ./*.deb .) || { rm -rf "$tmp"; die "cannot download $package"; }
+	mkdir -p "$cache/modules"
+	for m in acpi/button input/evdev; do
+		find "$tmp" -path "*/drivers/$m.ko" -exec mv {} "$cache/modules/" \;
+	done
+	mv "$tmp"/boot/vmlinuz-* "$kernel"
+	rm -rf "$tmp"
+}
+
+# make_initrd packs the guest's userland, if it is older than its sources.
+# It is not compressed: an emulated CPU would take longer to unpack it.
+make_initrd() {
+	if [ -s "$initrd" ] && [ "$initrd" -nt scripts/guest-init ] && [ "$initrd" -nt "$kernel" ]; then
+		return
+	fi
+	tmp=$(mktemp -d "$cache/initrd.XXXXXX")
+	mkdir -p "$tmp/bin" "$tmp/dev" "$tmp/proc" "$tmp/sys" "$tmp/etc/acpi/PWRF" "$tmp/lib"
+	cp "$(command -v busybox)" "$tmp/bin/busybox"
+	cp scripts/guest-init "$tmp/init"
+	cp "$cache"/modules/*.ko "$tmp/lib/"
+	printf '#!/bin/busybox sh\necho "vmfs-guest: power button" >/dev/console\nsync\nexec /bin/busybox poweroff -f\n' >"$tmp/etc/acpi/PWRF/00000080"
+	chmod 755 "$tmp/init" "$tmp/etc/acpi/PWRF/00000080"
+	(cd "$tmp" && find . | busybox cpio -o -H newc 2>/dev/null) >"$initrd.new"
+	rm -rf "$tmp"
+	mv "$initrd.new" "$initrd"
+}
