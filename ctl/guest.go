@@ -19,9 +19,10 @@ type Host interface {
 	// ENOENT, EACCES, EINVAL (not a regular file), ETIMEDOUT.
 	Open(ctx context.Context, uid uint32, wants []Want) ([]Opened, error)
 
-	// Spawn starts a guest process for the machine id and connects to it.
-	// The process ends by itself if it is left before it was told Go.
-	Spawn(ctx context.Context, id uint32, accel string) (Guest, error)
+	// Spawn starts a guest process for the machine id and connects to it;
+	// pid is what the host calls it. The process ends by itself if it is
+	// left before it was told Go.
+	Spawn(ctx context.Context, id uint32, accel string) (g Guest, pid int, err error)
 
 	// Guests lists the guest processes that run, as priv recorded them.
 	Guests(ctx context.Context) ([]GuestProcess, error)

@@ -1,0 +1,117 @@
+package ctl
+
+import (
+	"fmt"
+	"os/user"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Cred is who asks: the credentials of the FUSE request that opened the
+// file, or of the 9P connection. Never something that a payload says.
+type Cred struct{ UID, GID uint32 }
+
+// String is the login name, or the number of one who has none.
+func (c Cred) String() string { return UserName(c.UID) }
+
+// UserName is the login name of uid, or its number.
+func UserName(uid uint32) string {
+	n := strconv.FormatUint(uint64(uid), 10)
+	if uid == 0 {
+		return "root"
+	}
+	if u, err := user.LookupId(n); err == nil {
+		return u.Username
+	}
+	return n
+}
+
+// Access is who may do what with a file: the permission bits of chmod(2),
+// the sticky bit among them, its owner and its group.
+type Access struct{ Mode, UID, GID uint32 }
+
+// AccessChange is a chmod, chown or chgrp; nil leaves a part as it is.
+type AccessChange struct{ Mode, UID, GID *uint32 }
+
+// node is what was set of a file's access; unset parts follow the default.
+type node struct{ mode, uid, gid int64 }
+
+const unset = -1
+
+func (n node) over(a Access) Access {
+	if n.mode != unset {
+		a.Mode = uint32(n.mode)
+	}
+	if n.uid != unset {
+		a.UID = uint32(n.uid)
+	}
+	if n.gid != unset {
+		a.GID = uint32(n.gid)
+	}
+	return a
+}
+
+// change notes c for path in nodes and reports whether that changed anything.
+func change(nodes map[string]node, path string, c AccessChange) bool {
+	old, ok := nodes[path]
+	if !ok {
+		old = node{unset, unset, unset}
+	}
+	n := old
+	if c.Mode != nil {
+		n.mode = int64(*c.Mode & 0o1777)
+	}
+	if c.UID != nil {
+		n.uid = int64(*c.UID)
+	}
+	if c.GID != nil {
+		n.gid = int64(*c.GID)
+	}
+	if n == old {
+		return false
+	}
+	nodes[path] = n
+	return true
+}
+
+func (n node) text(path string) string {
+	part := func(v int64, format string) string {
+		if v == unset {
+			return "-"
+		}
+		return fmt.Sprintf(format, v)
+	}
+	if path == "" {
+		path = "."
+	}
+	return path + " " + part(n.mode, "%04o") + " " + part(n.uid, "%d") + " " + part(n.gid, "%d")
+}
+
+func parseNode(nodes map[string]node, s string) error {
+	f := strings.Fields(s)
+	if len(f) != 4 {
+		return syscall.EINVAL
+	}
+	var n node
+	for i, to := range []*int64{&n.mode, &n.uid, &n.gid} {
+		*to = unset
+		if f[i+1] == "-" {
+			continue
+		}
+		base := 10
+		if i == 0 {
+			base = 8
+		}
+		v, err := strconv.ParseUint(f[i+1], base, 32)
+		if err != nil {
+			return err
+		}
+		*to = int64(v)
+	}
+	if f[0] == "." {
+		f[0] = ""
+	}
+	nodes[f[0]] = n
+	return nil
+}

@@ -1,0 +1,173 @@
+package ctl
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Attr describes one attribute of a machine: one file, one value. The N of
+// disk/N stands for a number from 0 to MaxDisks-1.
+type Attr struct {
+	Name    string
+	Default string // what an unset one reads; empty for none
+	Values  string // for help
+	Path    bool   // a path of the host, opened with the rights of who set it
+
+	canon func(string) (string, error) // the canonical form, or why not
+}
+
+// MaxDisks is how many disks a machine can have.
+const MaxDisks = 16
+
+// Attrs are the attributes, in the order of help.
+var Attrs = []Attr{
+	{Name: "cpus", Default: "1", Values: "1..64", canon: canonCPUs},
+	{Name: "memory", Default: "512M", Values: "bytes with K M G T, at least 1M", canon: canonMemory},
+	{Name: "kernel", Values: "path", Path: true, canon: canonPath},
+	{Name: "initrd", Values: "path", Path: true, canon: canonPath},
+	{Name: "cmdline", Values: "the kernel's command line", canon: canonCmdline},
+	{Name: "firmware", Values: "path of a BIOS image; with no kernel and no firmware the engine's own boots", Path: true, canon: canonPath},
+	{Name: "cdrom", Values: "path", Path: true, canon: canonPath},
+	{Name: "boot", Default: "disk", Values: "disk cdrom net", canon: oneOf("disk", "cdrom", "net")},
+	{Name: "engine", Default: "auto", Values: "auto native qemu", canon: oneOf("auto", "native", "qemu")},
+	{Name: "disk/N/path", Values: "path of an image", Path: true, canon: canonPath},
+	{Name: "disk/N/format", Default: "auto", Values: "auto raw; auto is settled at the first start", canon: oneOf("auto", "raw")},
+	{Name: "disk/N/readonly", Default: "no", Values: "yes no", canon: canonBool},
+}
+
+var attrByName = func() map[string]*Attr {
+	m := make(map[string]*Attr)
+	for i := range Attrs {
+		m[Attrs[i].Name] = &Attrs[i]
+	}
+	return m
+}()
+
+// attrOf finds the attribute that path names and, for one of a disk, its
+// number; -1 otherwise.
+func attrOf(path string) (a *Attr, disk int, err error) {
+	name, disk := path, -1
+	if rest, ok := strings.CutPrefix(path, "disk/"); ok {
+		n, file, _ := strings.Cut(rest, "/")
+		if disk, err = diskNumber(n); err != nil {
+			return nil, -1, err
+		}
+		name = "disk/N/" + file
+	}
+	if a = attrByName[name]; a == nil {
+		return nil, -1, Errorf(syscall.EINVAL, "%.80s: no such attribute", path)
+	}
+	return a, disk, nil
+}
+
+// diskNumber parses the N of disk/N.
+func diskNumber(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err != nil || n >= MaxDisks || strconv.FormatUint(n, 10) != s {
+		return -1, Errorf(syscall.EINVAL, "disk/%.20s: a disk is numbered 0 to %d", s, MaxDisks-1)
+	}
+	return int(n), nil
+}
+
+// canonical gives the canonical form of a value of a; empty stays empty.
+func (a *Attr) canonical(value string) (string, error) {
+	if value == "" {
+		return "", nil
+	}
+	if err := plainText(value); err != nil {
+		return "", err
+	}
+	return a.canon(value)
+}
+
+// plainText refuses what no value may hold.
+func plainText(s string) error {
+	for i := 0; i < len(s); i++ {
+		if s[i] < ' ' || s[i] == 0x7f {
+			return fmt.Errorf("byte %d is the control byte %#02x", i, s[i])
+		}
+	}
+	return nil
+}
+
+func canonCPUs(s string) (string, error) {
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err != nil || n < 1 || n > 64 {
+		return "", fmt.Errorf("not a number from 1 to 64")
+	}
+	return strconv.FormatUint(n, 10), nil
+}
+
+// maxMemory is 16 TiB, what x86's 46 physical address bits leave room for.
+const maxMemory = 16 << 40
+
+func canonMemory(s string) (string, error) {
+	shift := 0
+	digits := s
+	if i := strings.IndexByte("KMGT", s[len(s)-1]&^0x20); i >= 0 && s[len(s)-1] >= 'A' {
+		shift, digits = 10*(i+1), s[:len(s)-1]
+	}
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || n > maxMemory>>shift {
+		return "", fmt.Errorf("not a number of bytes with K, M, G or T up to 16T")
+	}
+	mib := n << shift >> 20
+	if mib == 0 {
+		return "", fmt.Errorf("less than 1M")
+	}
+	return strconv.FormatUint(mib, 10) + "M", nil
+}
+
+func canonPath(s string) (string, error) {
+	if s[0] != '/' {
+		return "", fmt.Errorf("not an absolute path")
+	}
+	if len(s) > 4095 {
+		return "", fmt.Errorf("longer than a path can be")
+	}
+	return s, nil
+}
+
+// maxCmdline is COMMAND_LINE_SIZE of x86 Linux, less the NUL.
+const maxCmdline = 2047
+
+func canonCmdline(s string) (string, error) {
+	if len(s) > maxCmdline {
+		return "", fmt.Errorf("longer than the %d bytes that a kernel takes", maxCmdline)
+	}
+	return s, nil
+}
+
+func canonBool(s string) (string, error) {
+	switch s {
+	case "yes", "1":
+		return "yes", nil
+	case "no", "0":
+		return "no", nil
+	}
+	return "", fmt.Errorf("neither yes nor no")
+}
+
+func oneOf(words ...string) func(string) (string, error) {
+	return func(s string) (string, error) {
+		for _, w := range words {
+			if s == w {
+				return s, nil
+			}
+		}
+		return "", fmt.Errorf("not one of %s", strings.Join(words, ", "))
+	}
+}
+
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// checkName says whether a machine can be called name.
+func checkName(name string) error {
+	if !nameForm.MatchString(name) {
+		return Errorf(syscall.EINVAL, "name %.80q: 1 to 63 of A-Z a-z 0-9 . - _, the first a letter or digit", name)
+	}
+	return nil
+}

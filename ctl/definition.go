@@ -1,0 +1,245 @@
+package ctl
+
+import (
+	"fmt"
+	"maps"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// definition is all that is kept of one machine. A definition that others
+// can see is never changed: a change is made to a clone, saved, and put in
+// its place.
+type definition struct {
+	id         uint32 // the lowest free one at mkdir
+	serial     uint64 // never used again
+	generation uint64 // of the last launch
+	edition    uint64 // changes so far
+	created    time.Time
+	changed    time.Time // when config was changed last
+
+	attrs   map[string]value
+	disks   map[int]bool
+	settled map[int]bool    // disks whose format was looked at, not written
+	nodes   map[string]node // files whose mode or owner was set; "" is the directory
+
+	active   uint64            // the generation that runs and whose end is not recorded; 0 none
+	launched map[string]string // the values it runs with
+	exit     *Exit             // how the last launch ended
+	failed   string            // why the machine is failed; empty if it is not
+
+	unknown []string // lines that this program does not understand
+}
+
+func newDefinition(id uint32, serial uint64, now time.Time) *definition {
+	return &definition{id: id, serial: serial, created: now, changed: now,
+		attrs: map[string]value{}, disks: map[int]bool{}, settled: map[int]bool{}, nodes: map[string]node{}}
+}
+
+func (d *definition) clone() *definition {
+	c := *d
+	c.attrs, c.disks, c.settled, c.nodes = maps.Clone(d.attrs), maps.Clone(d.disks), maps.Clone(d.settled), maps.Clone(d.nodes)
+	return &c
+}
+
+// values are the attributes that are set or have a default, by path.
+func (d *definition) values() map[string]string {
+	m := make(map[string]string)
+	for _, a := range Attrs {
+		if !strings.HasPrefix(a.Name, "disk/") {
+			m[a.Name] = d.get(a.Name)
+			continue
+		}
+		for n := range d.disks {
+			path := strings.Replace(a.Name, "N", strconv.Itoa(n), 1)
+			m[path] = d.get(path)
+		}
+	}
+	maps.DeleteFunc(m, func(_, v string) bool { return v == "" })
+	return m
+}
+
+// text is the form of a definition in STATE: a line a fact, its first word
+// the key, what may hold blanks last and verbatim.
+func (d *definition) text() string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("id %d", d.id)
+	line("serial %d", d.serial)
+	line("generation %d", d.generation)
+	line("edition %d", d.edition)
+	line("created %s", stamp(d.created))
+	line("changed %s", stamp(d.changed))
+	if d.active != 0 {
+		line("active %d", d.active)
+	}
+	if d.exit != nil {
+		line("exit %s %s %s %s", endWord(d.exit.Failed), stamp(d.exit.At), oneWord(d.exit.Who), oneLine(d.exit.How))
+	}
+	if d.failed != "" {
+		line("failed %s", oneLine(d.failed))
+	}
+	for _, n := range sortedKeys(d.disks) {
+		line("disk %d", n)
+	}
+	for _, n := range sortedKeys(d.settled) {
+		line("settled %d", n)
+	}
+	for _, p := range sortedKeys(d.nodes) {
+		line("node %s", d.nodes[p].text(p))
+	}
+	for _, p := range sortedKeys(d.attrs) {
+		v := d.attrs[p]
+		line("attr %s %d %s %s", p, v.uid, stamp(v.mtime), v.text)
+	}
+	for _, p := range sortedKeys(d.launched) {
+		line("launched %s %s", p, d.launched[p])
+	}
+	for _, l := range d.unknown {
+		line("%s", l)
+	}
+	return b.String()
+}
+
+// parseDefinition reads what text wrote. A line whose key is unknown is kept.
+func parseDefinition(text string) (*definition, error) {
+	d := newDefinition(0, 0, time.Time{})
+	body, ok := strings.CutSuffix(text, "\n")
+	if !ok {
+		return nil, fmt.Errorf("the last line does not end")
+	}
+	for i, line := range strings.Split(body, "\n") {
+		key, rest, _ := strings.Cut(line, " ")
+		parse := definitionLines[key]
+		if parse == nil {
+			d.unknown = append(d.unknown, line)
+			continue
+		}
+		if err := parse(d, rest); err != nil {
+			return nil, fmt.Errorf("line %d: %s: %v", i+1, key, err)
+		}
+	}
+	if d.id == 0 || d.serial == 0 {
+		return nil, fmt.Errorf("no id or no serial")
+	}
+	return d, nil
+}
+
+// definitionLines has the parser of each line that text writes.
+var definitionLines = map[string]func(d *definition, rest string) error{
+	"id": func(d *definition, s string) error {
+		n, err := strconv.ParseUint(s, 10, 32)
+		d.id = uint32(n)
+		return err
+	},
+	"serial":     func(d *definition, s string) error { return number(&d.serial, s) },
+	"generation": func(d *definition, s string) error { return number(&d.generation, s) },
+	"edition":    func(d *definition, s string) error { return number(&d.edition, s) },
+	"active":     func(d *definition, s string) error { return number(&d.active, s) },
+	"created":    func(d *definition, s string) error { return instant(&d.created, s) },
+	"changed":    func(d *definition, s string) error { return instant(&d.changed, s) },
+	"failed":     func(d *definition, s string) error { d.failed = s; return nil },
+	"disk":       func(d *definition, s string) error { return mark(d.disks, s) },
+	"settled":    func(d *definition, s string) error { return mark(d.settled, s) },
+	"exit":       parseExit,
+	"attr":       parseAttr,
+	"launched": func(d *definition, s string) error {
+		path, text, _ := strings.Cut(s, " ")
+		if d.launched == nil {
+			d.launched = make(map[string]string)
+		}
+		d.launched[path] = text
+		return nil
+	},
+	"node": func(d *definition, s string) error { return parseNode(d.nodes, s) },
+}
+
+func parseExit(d *definition, s string) error {
+	f := strings.SplitN(s, " ", 4)
+	if len(f) != 4 {
+		return syscall.EINVAL
+	}
+	d.exit = &Exit{Failed: f[0] == endWord(true), Who: f[2], How: f[3]}
+	return instant(&d.exit.At, f[1])
+}
+
+func parseAttr(d *definition, s string) error {
+	f := strings.SplitN(s, " ", 4)
+	if len(f) != 4 {
+		return syscall.EINVAL
+	}
+	if _, _, err := attrOf(f[0]); err != nil {
+		d.unknown = append(d.unknown, "attr "+s)
+		return nil
+	}
+	uid, err := strconv.ParseUint(f[1], 10, 32)
+	if err != nil {
+		return err
+	}
+	v := value{text: f[3], uid: uint32(uid)}
+	err = instant(&v.mtime, f[2])
+	d.attrs[f[0]] = v
+	return err
+}
+
+func number(to *uint64, s string) (err error) {
+	*to, err = strconv.ParseUint(s, 10, 64)
+	return err
+}
+
+func instant(to *time.Time, s string) (err error) {
+	*to, err = time.Parse(time.RFC3339Nano, s)
+	return err
+}
+
+func mark(set map[int]bool, s string) error {
+	n, err := diskNumber(s)
+	if err == nil {
+		set[n] = true
+	}
+	return err
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+func endWord(failed bool) string {
+	if failed {
+		return "failed"
+	}
+	return "stopped"
+}
+
+// oneLine makes text that came from elsewhere fit a line of ours.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) > 1024 {
+		s = strings.ToValidUTF8(s[:1024], "") + "..."
+	}
+	return strings.TrimSpace(s)
+}
+
+// oneWord is the same for a word.
+func oneWord(s string) string {
+	s = strings.ReplaceAll(oneLine(s), " ", "_")
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func sortedKeys[K int | string, V any](m map[K]V) []K {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Slice(keys, func(i, j int) bool { return keys[i] < keys[j] })
+	return keys
+}

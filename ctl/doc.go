@@ -1,0 +1,22 @@
+// Package ctl is what a virtual machine is: its name, its attributes, its
+// policy, its states and verbs, its events, and the text form of each. It
+// decides; the interfaces of guest.go say what it needs done by others.
+//
+// It trusts the Host, which is the privileged half of the same program. It
+// does not trust a Guest: what a guest process says is data about one launch
+// of one machine, and nothing it says can touch another. It does not know
+// what a request is, nor whether it came through FUSE or 9P: who asks is a
+// Cred that a door has established.
+//
+// It cannot open a file for a user, start a process or look at a guest's
+// memory. It writes below one directory, STATE:
+//
+//	vmfs                  format, the serial numbers that are used, the policy of files of no machine
+//	events                the last events, a line each
+//	vm/NAME/definition    all that is known of a machine, replaced as a whole
+//	vm/NAME/console       the end of the console of its former launches
+//	removed/              machines that were removed, for 30 days
+//
+// One file holds a machine's attributes, their setters' uids and its mode
+// bits, so that one rename changes all of them or none.
+package ctl

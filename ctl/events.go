@@ -1,0 +1,249 @@
+package ctl
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Events are every event there is, for the manual.
+var Events = []struct{ Name, Help string }{
+	{"created", "the machine was made"},
+	{"removed", "the machine was removed"},
+	{"renamed", "detail: its former name"},
+	{"config", "the definition changed; detail: the file"},
+	{"access", "a mode or an owner changed; detail: the file"},
+	{"starting", "a start began; detail: the generation"},
+	{"undone", "a start was ended before the guest ran; detail: why"},
+	{"running", "the CPUs run; detail: the generation"},
+	{"paused", "the CPUs stand still"},
+	{"resumed", "they run again"},
+	{"stopping", "the guest was asked to power off"},
+	{"reset", "somebody pressed the button"},
+	{"rebooted", "the guest reset itself"},
+	{"stopped", "the launch ended as asked; detail: how"},
+	{"failed", "a start failed, or the launch ended unasked; detail: why"},
+	{"cleared", "a failure and a count of fast restarts were forgotten"},
+	{"adopted", "a daemon found a guest that runs; detail: the generation"},
+	{"serving", "the daemon began to serve"},
+	{"shutdown", "the daemon is stopping all guests"},
+}
+
+// eventsKept is how many events are remembered.
+const eventsKept = 4096
+
+type event struct {
+	seq  uint64
+	at   time.Time
+	vm   uint64 // serial of the machine; 0 none
+	line string // with its newline
+}
+
+// eventLog remembers the last events and tells those who wait for more.
+type eventLog struct {
+	mu      sync.Mutex
+	seq     uint64
+	ring    []event // oldest first
+	changed chan struct{}
+	size    int64
+	file    *os.File // STATE/events; nil if it cannot be written
+	lines   int      // in file
+	path    string
+	debug   func(line string)
+}
+
+// openEventLog reads STATE/events: lines `SERIAL SEQ TIME OBJECT ...`. A line
+// that was cut by a crash is dropped.
+func openEventLog(dir string) (*eventLog, error) {
+	l := &eventLog{changed: make(chan struct{}), path: filepath.Join(dir, "events")}
+	text, err := os.ReadFile(l.path)
+	if err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	for rest := text; len(rest) > 0; {
+		line, after, whole := bytes.Cut(rest, []byte("\n"))
+		if !whole {
+			break
+		}
+		if e, ok := parseEvent(string(line)); ok && e.seq > l.seq {
+			l.add(e)
+		}
+		rest = after
+	}
+	return l, l.rewrite()
+}
+
+func parseEvent(line string) (event, bool) {
+	f := strings.SplitN(line, " ", 4)
+	if len(f) != 4 {
+		return event{}, false
+	}
+	var e event
+	e.line = line[len(f[0])+1:] + "\n"
+	err1 := number(&e.vm, f[0])
+	err2 := number(&e.seq, f[1])
+	err3 := instant(&e.at, f[2])
+	return e, err1 == nil && err2 == nil && err3 == nil
+}
+
+// add puts e at the end of the ring.
+func (l *eventLog) add(e event) {
+	if len(l.ring) == eventsKept {
+		l.size -= int64(len(l.ring[0].line))
+		l.ring = l.ring[1:]
+	}
+	l.ring = append(l.ring, e)
+	l.size += int64(len(e.line))
+	l.seq = e.seq
+}
+
+// rewrite makes the file hold just the ring.
+func (l *eventLog) rewrite() error {
+	if l.file != nil {
+		l.file.Close()
+		l.file = nil
+	}
+	var b strings.Builder
+	for _, e := range l.ring {
+		fmt.Fprintf(&b, "%d %s", e.vm, e.line)
+	}
+	if err := replaceFile(filepath.Dir(l.path), filepath.Base(l.path), b.String()); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND, 0)
+	l.file, l.lines = f, len(l.ring)
+	return err
+}
+
+// append makes an event. The event stands even if the file cannot be written.
+func (l *eventLog) append(vm uint64, object, name, user, detail string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	line := fmt.Sprintf("%d %s %s %s %s", l.seq+1, now.UTC().Format("2006-01-02T15:04:05.000Z07:00"), object, name, user)
+	if detail = oneLine(detail); detail != "" {
+		line += " " + detail
+	}
+	if l.debug != nil {
+		l.debug(line)
+	}
+	e := event{l.seq + 1, now, vm, line + "\n"}
+	l.add(e)
+	close(l.changed)
+	l.changed = make(chan struct{})
+	if l.lines >= 2*eventsKept || l.file == nil {
+		l.rewrite()
+		return
+	}
+	fmt.Fprintf(l.file, "%d %s", vm, e.line)
+	l.lines++
+}
+
+// text is events.log: of one machine, or of all with vm 0.
+func (l *eventLog) text(vm uint64) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var b strings.Builder
+	if vm == 0 {
+		b.Grow(int(l.size))
+	}
+	for i := range l.ring {
+		if vm == 0 || l.ring[i].vm == vm {
+			b.WriteString(l.ring[i].line)
+		}
+	}
+	return b.String()
+}
+
+// last is when the last event of a machine was, or of all with vm 0.
+func (l *eventLog) last(vm uint64) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := len(l.ring) - 1; i >= 0; i-- {
+		if vm == 0 || l.ring[i].vm == vm {
+			return l.ring[i].at
+		}
+	}
+	return time.Time{}
+}
+
+// EventReader reads events as they come, from its opening on.
+type EventReader struct {
+	log  *eventLog
+	vm   *VM // nil for all
+	mu   sync.Mutex
+	next uint64 // the first event not yet read
+}
+
+func (l *eventLog) reader(vm *VM) *EventReader {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &EventReader{log: l, vm: vm, next: l.seq + 1}
+}
+
+// Read gives whole lines: as many as there are and fit. With wait it waits
+// for the first; without, nothing is io.EOF. A machine's reader ends with
+// io.EOF when the machine is removed. EINVAL if p is too small for a line.
+func (r *EventReader) Read(ctx context.Context, p []byte, wait bool) (int, error) {
+	for {
+		n, changed, err := r.take(p)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if !wait || r.vm != nil && r.vm.Removed() {
+			return 0, io.EOF
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+func (r *EventReader) take(p []byte) (n int, changed chan struct{}, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, r.next = r.lost(p)
+	oldest := l.seq + 1 - uint64(len(l.ring))
+	for ; r.next <= l.seq; r.next++ {
+		e := &l.ring[r.next-oldest]
+		if r.vm != nil && e.vm != r.vm.serial {
+			continue
+		}
+		if n+len(e.line) > len(p) {
+			if n == 0 {
+				return 0, nil, Errorf(syscall.EINVAL, "events: a line does not fit in %d bytes", len(p))
+			}
+			break
+		}
+		n += copy(p[n:], e.line)
+	}
+	return n, l.changed, nil
+}
+
+// lost says what this reader did not read in time, and where it goes on.
+func (r *EventReader) lost(p []byte) (n int, next uint64) {
+	l := r.log
+	oldest := l.seq + 1 - uint64(len(l.ring))
+	if r.next >= oldest {
+		return 0, r.next
+	}
+	line := fmt.Sprintf("%d %s - lost - %s\n", oldest-1, l.ring[0].at.UTC().Format("2006-01-02T15:04:05.000Z07:00"),
+		strconv.FormatUint(oldest-r.next, 10))
+	if len(line) > len(p) {
+		return 0, r.next
+	}
+	return copy(p, line), oldest
+}

@@ -1,0 +1,378 @@
+package ctl
+
+import (
+	"context"
+	"path"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// changed wakes who waits for a change of the machine's state and tells the
+// doors.
+func (vm *VM) changed() {
+	vm.sinceAny.fire()
+	vm.notify(Contents)
+}
+
+// turn notes a state that the running guest is in now. An event is made once,
+// whoever hears of it first: the verb that asked, or the guest's own notice.
+func (vm *VM) turn(s State, who string) {
+	vm.mu.Lock()
+	old := vm.state
+	if vm.launch == nil || old == s || old == Starting || old == Stopping {
+		vm.mu.Unlock()
+		return
+	}
+	vm.state, vm.since = s, time.Now()
+	vm.mu.Unlock()
+	name := map[State]string{Running: "resumed", Paused: "paused", Stopping: "stopping"}[s]
+	vm.event(name, who, "")
+	vm.changed()
+}
+
+// watch follows a launch until its end, and records that.
+func (vm *VM) watch(l *launch) {
+	vm.mu.Lock()
+	g := l.guest
+	vm.mu.Unlock()
+	for {
+		select {
+		case n, ok := <-g.Notices():
+			if !ok {
+				vm.finish(l, vm.vanished(l))
+				return
+			}
+			if n == Rebooted {
+				vm.rebooted(l)
+			}
+			if exit := vm.refresh(l); exit != nil {
+				vm.finish(l, exit)
+				return
+			}
+		case <-l.gone:
+			vm.finish(l, vm.vanished(l))
+			return
+		}
+	}
+}
+
+// refresh asks the guest process how it is. It returns the exit record when
+// the launch has ended.
+func (vm *VM) refresh(l *launch) *Exit {
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
+	defer cancel()
+	st, err := l.guest.State(ctx)
+	if err != nil {
+		return nil // if it is gone, Notices says so
+	}
+	vm.mu.Lock()
+	l.state = st
+	who := l.asker
+	vm.mu.Unlock()
+	switch st.State {
+	case "running":
+		vm.turn(Running, who)
+	case "paused":
+		vm.turn(Paused, who)
+	case "stopping":
+		vm.turn(Stopping, who)
+	case "ended":
+		if st.Exit == nil {
+			return &Exit{Failed: true, Who: "host", How: "ended without a record", At: time.Now()}
+		}
+		return st.Exit
+	}
+	return nil
+}
+
+// vanished is the record of a guest process that ended without one.
+func (vm *VM) vanished(l *launch) *Exit {
+	exit := Exit{Failed: true, Who: "host", How: "the guest process died"}
+	if asked := l.killed.Load(); asked != nil {
+		exit = *asked
+	}
+	exit.At = time.Now()
+	return &exit
+}
+
+// rebooted counts a guest's own reboot as a launch, and ends a guest that
+// reboots too fast.
+func (vm *VM) rebooted(l *launch) {
+	vm.event("rebooted", "-", "")
+	vm.mu.Lock()
+	fast := vm.nextFast()
+	if fast < fastLimit {
+		vm.fast, vm.lastRun = fast, time.Now()
+	}
+	g := l.guest
+	vm.mu.Unlock()
+	vm.notify(Contents)
+	if fast < fastLimit {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
+	defer cancel()
+	if err := g.Kill(ctx, "host", "rebooted too fast", true); err != nil {
+		vm.m.failed("vm %s: %v", vm.Name(), err)
+	}
+}
+
+// finish records the end of a launch: its console and its exit record are
+// kept before the guest process is let go.
+func (vm *VM) finish(l *launch, exit *Exit) {
+	vm.keepConsole(l)
+	exit.How, exit.Who = oneLine(exit.How), oneWord(exit.Who)
+	_, err := vm.update(func(d *definition) (bool, error) {
+		d.exit, d.active, d.launched, d.failed = exit, 0, nil, ""
+		if exit.Failed {
+			d.failed = exit.How
+		}
+		return true, nil
+	})
+	if err != nil {
+		vm.m.failed("vm %s: %v", vm.Name(), err)
+	}
+	vm.release(l)
+
+	vm.mu.Lock()
+	vm.state, vm.reason, vm.since = Stopped, "", exit.At
+	if exit.Failed {
+		vm.state, vm.reason = Failed, exit.How
+	}
+	vm.mu.Unlock()
+	vm.over(l)
+	vm.event(endWord(exit.Failed), exit.Who, exit.How)
+	if exit.Restart && !vm.m.draining.Load() {
+		vm.restartBy(exit.Who)
+	}
+}
+
+// release lets the guest process go, and sees to it that it is gone.
+func (vm *VM) release(l *launch) {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+	defer cancel()
+	vm.mu.Lock()
+	g := l.guest
+	vm.mu.Unlock()
+	if g != nil {
+		g.Forget(ctx)
+		g.Close()
+	}
+	if err := vm.m.Host.End(ctx, vm.id); err != nil {
+		vm.m.failed("vm %s: %v", vm.Name(), err)
+	}
+}
+
+// adoptAll takes up the guests that run, and records the end of those that
+// ended while no daemon was there.
+func (m *Manager) adoptAll(ctx context.Context) error {
+	procs, err := m.Host.Guests(ctx)
+	if err != nil {
+		return err
+	}
+	alive := make(map[uint32]bool)
+	var wg sync.WaitGroup
+	for _, p := range procs {
+		alive[p.ID] = true
+		vm := m.byID[p.ID]
+		if vm == nil {
+			m.surprised("guest process %d runs a machine %d that is not defined in %s: it is left alone", p.PID, p.ID, m.State)
+			m.byID[p.ID] = nil // the id is not free
+			continue
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			vm.adopt(ctx, p.PID)
+		}()
+	}
+	wg.Wait()
+	for _, vm := range m.VMs() {
+		if d := vm.def.Load(); d.active != 0 && !alive[vm.id] {
+			vm.lostWhileAway(d)
+		}
+	}
+	return nil
+}
+
+func (vm *VM) lostWhileAway(d *definition) {
+	l := &launch{generation: d.active, ended: make(chan struct{}), gone: make(chan struct{})}
+	vm.mu.Lock()
+	vm.launch = l
+	vm.mu.Unlock()
+	vm.finish(l, &Exit{Failed: true, Who: "host", How: "the guest process died while the daemon was away", At: time.Now()})
+}
+
+// adoptTime bounds each try to speak to a guest process that is there.
+const adoptTime = 5 * time.Second
+
+// adopt takes up the guest process of a machine. One that does not answer
+// counts as running, and is tried again until it answers or is gone.
+func (vm *VM) adopt(ctx context.Context, pid int) {
+	l := &launch{generation: vm.def.Load().generation, pid: pid, ended: make(chan struct{}), gone: make(chan struct{}), undo: func(error) {}}
+	vm.mu.Lock()
+	vm.launch, vm.state, vm.reason = l, Running, ""
+	vm.mu.Unlock()
+	if vm.tryAdopt(ctx, l) {
+		return
+	}
+	vm.m.surprised("vm %s: its guest process %d does not answer; trying on", vm.Name(), pid)
+	go func() {
+		for !vm.tryAdopt(context.Background(), l) {
+			select {
+			case <-l.gone:
+				vm.finish(l, vm.vanished(l))
+				return
+			case <-time.After(adoptTime):
+			}
+		}
+	}()
+}
+
+// tryAdopt reports whether the matter is settled.
+func (vm *VM) tryAdopt(ctx context.Context, l *launch) bool {
+	ctx, cancel := context.WithTimeout(ctx, adoptTime)
+	defer cancel()
+	g, err := vm.m.Host.Adopt(ctx, vm.id)
+	var st GuestState
+	if err == nil {
+		if st, err = g.State(ctx); err != nil {
+			g.Close()
+		}
+	}
+	if err != nil {
+		return vm.adoptFailed(l)
+	}
+	vm.mu.Lock()
+	l.guest, l.state, l.generation, l.started = g, st, st.Generation, st.Started
+	l.console = newLaunchConsole(g.Console())
+	vm.since, vm.lastRun = st.Started, monotonic(st.Started)
+	vm.mu.Unlock()
+	switch st.State {
+	case "new":
+		vm.undoOrphan(l)
+		return true
+	case "ended":
+		exit := st.Exit
+		if exit == nil {
+			exit = vm.vanished(l)
+		}
+		vm.finish(l, exit)
+		return true
+	}
+	vm.mu.Lock()
+	vm.state = map[string]State{"paused": Paused, "stopping": Stopping}[st.State]
+	if vm.state == "" {
+		vm.state = Running
+	}
+	vm.mu.Unlock()
+	vm.event("adopted", "-", "generation "+utoa(l.generation))
+	vm.changed()
+	vm.recordAdopted(l)
+	go vm.watch(l)
+	return true
+}
+
+// adoptFailed looks whether the process is still there at all.
+func (vm *VM) adoptFailed(l *launch) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), adoptTime)
+	defer cancel()
+	procs, err := vm.m.Host.Guests(ctx)
+	if err != nil {
+		return false
+	}
+	for _, p := range procs {
+		if p.ID == vm.id {
+			return false
+		}
+	}
+	if vm.def.Load().active == 0 {
+		vm.undoOrphan(l) // it was never told go and ended by itself
+	} else {
+		vm.finish(l, vm.vanished(l))
+	}
+	return true
+}
+
+// undoOrphan ends a guest process whose start the daemon did not live to
+// finish: nothing was launched.
+func (vm *VM) undoOrphan(l *launch) {
+	vm.release(l)
+	vm.undone(l, before{Stopped, "", time.Now()}, "-", "the daemon ended during the start")
+}
+
+func (vm *VM) recordAdopted(l *launch) {
+	_, err := vm.update(func(d *definition) (bool, error) {
+		d.active, d.failed = l.generation, ""
+		d.generation = max(d.generation, l.generation)
+		return true, nil
+	})
+	if err != nil {
+		vm.m.failed("vm %s: %v", vm.Name(), err)
+	}
+}
+
+// monotonic gives a wall time of before this process a reading of its clock.
+func monotonic(t time.Time) time.Time { return time.Now().Add(-time.Since(t)) }
+
+// statusText is status without its newline. Called with mu held.
+func (vm *VM) statusText() string {
+	if vm.state == Failed && vm.reason != "" {
+		return string(Failed) + " " + vm.reason
+	}
+	return string(vm.state)
+}
+
+// Status is the text of status.
+func (vm *VM) Status() string {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return vm.statusText() + "\n"
+}
+
+// Waiter waits for the end of the launch that was current when it was made.
+type Waiter struct {
+	vm *VM
+	l  *launch
+}
+
+// OpenWait makes a Waiter.
+func (vm *VM) OpenWait() *Waiter {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return &Waiter{vm, vm.launch}
+}
+
+// Done reports whether Wait returns at once.
+func (w *Waiter) Done() bool { return w.l == nil || isClosed(w.l.ended) }
+
+// Wait returns the status that ended the launch, with a newline; the present
+// one at once if there was no launch.
+func (w *Waiter) Wait(ctx context.Context) (string, error) {
+	if w.l == nil {
+		return w.vm.Status(), nil
+	}
+	select {
+	case <-w.l.ended:
+		return w.l.status + "\n", nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// nameHolder adds to the refusal of a locked disk who holds it.
+func (vm *VM) nameHolder(err error, spec *Launch) error {
+	if Errno(err) != syscall.EBUSY {
+		return err
+	}
+	for _, disk := range spec.Disks {
+		attr := diskAttr(disk.N, "path")
+		if !strings.HasPrefix(err.Error(), path.Dir(attr)+":") {
+			continue
+		}
+		return Errorf(syscall.EBUSY, "%s %s: locked by %s", attr, vm.def.Load().get(attr), vm.m.holder(disk.Files[0]))
+	}
+	return err
+}

@@ -1,0 +1,198 @@
+package ctl
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// infoTime bounds what info waits for a guest process.
+const infoTime = 500 * 1e6 // 500 ms, in time.Duration's unit
+
+// Info is the text of info: a key and a value a line; what is not known is
+// not there.
+func (vm *VM) Info(ctx context.Context) string {
+	var b strings.Builder
+	line := func(key string, value any) { fmt.Fprintf(&b, "%s %v\n", key, value) }
+	d := vm.def.Load()
+	line("id", vm.id)
+
+	vm.mu.Lock()
+	l := vm.launch
+	allowed := vm.startAllowed()
+	generation := d.generation
+	var g Guest
+	var st GuestState
+	var pid int
+	if l != nil {
+		g, st, pid = l.guest, l.state, l.pid
+		generation = max(generation, l.generation)
+	}
+	vm.mu.Unlock()
+
+	line("generation", generation)
+	if st.Engine != "" {
+		line("engine", oneLine(st.Engine))
+		line("engine_reason", oneLine(st.Reason))
+	}
+	if pid != 0 {
+		line("pid", pid)
+	}
+	if !st.Started.IsZero() {
+		line("started", stamp(st.Started))
+		line("restarts", st.Reboots)
+	}
+	if d.exit != nil {
+		line("exit", fmt.Sprintf("%s %s %s", oneWord(d.exit.Who), stamp(d.exit.At), d.exit.How))
+	}
+	if g != nil && st.Engine != "" {
+		ctx, cancel := context.WithTimeout(ctx, infoTime)
+		defer cancel()
+		if u, err := g.Usage(ctx); err == nil {
+			line("cpu_usec", u.CPU.Microseconds())
+			line("overhead_bytes", u.Overhead)
+		}
+	}
+	line("start_allowed_in_ms", max(0, allowed.Milliseconds()))
+	return b.String()
+}
+
+// Pending is the text of pending: `path now next` for each value that waits
+// for the next start; `-` stands for nothing, and a value with blanks is
+// quoted.
+func (vm *VM) Pending() string {
+	d := vm.def.Load()
+	if d.launched == nil || !vm.Active() {
+		return ""
+	}
+	next := d.values()
+	paths := make(map[string]bool)
+	for p := range next {
+		paths[p] = true
+	}
+	for p := range d.launched {
+		paths[p] = true
+	}
+	var b strings.Builder
+	for _, p := range sortedKeys(paths) {
+		if d.launched[p] != next[p] {
+			fmt.Fprintf(&b, "%s %s %s\n", p, column(d.launched[p]), column(next[p]))
+		}
+	}
+	return b.String()
+}
+
+func column(s string) string {
+	if s == "" {
+		return "-"
+	}
+	if strings.ContainsAny(s, ` "`) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+// Check is the text of check: what a start would say now, a line a finding,
+// or ok. It opens what a start would open, and closes it again.
+func (vm *VM) Check(ctx context.Context) string {
+	d := vm.def.Load()
+	var found []string
+	say := func(err error) {
+		if err != nil {
+			found = append(found, oneLine(err.Error()))
+		}
+	}
+	vm.mu.Lock()
+	if vm.startAllowed() > 0 {
+		say(Errorf(syscall.EAGAIN, "start: too fast; allowed again in %v", vm.startAllowed()))
+	}
+	vm.mu.Unlock()
+	_, err := vm.engine(ctx, d)
+	say(err)
+	say(d.complete())
+	for _, w := range d.wants(&Launch{}) {
+		say(vm.checkFile(ctx, d, w))
+	}
+	if len(found) == 0 {
+		return "ok\n"
+	}
+	return strings.Join(found, "\n") + "\n"
+}
+
+// checkFile opens one file of a launch and looks who holds it.
+func (vm *VM) checkFile(ctx context.Context, d *definition, w want) error {
+	opened, err := vm.m.Host.Open(ctx, w.uid, []Want{w.Want})
+	if err != nil {
+		return Errorf(Errno(err), "%s: %v", w.attr, err)
+	}
+	f := opened[0].File
+	defer f.Close()
+	format := d.get(strings.TrimSuffix(w.attr, "path") + "format")
+	if strings.HasPrefix(w.attr, "disk/") && format == "auto" && opened[0].Format != "raw" {
+		return Errorf(syscall.EOPNOTSUPP, "%s: %s images are not supported", w.attr, opened[0].Format)
+	}
+	if strings.HasPrefix(w.attr, "disk/") && !vm.Active() {
+		if h := vm.m.holder(f); h != "somebody" {
+			return Errorf(syscall.EBUSY, "%s %s: locked by %s", w.attr, w.Path, h)
+		}
+	}
+	return nil
+}
+
+// holder names who holds a lock on f: a machine of ours, else the pid that
+// the kernel shows, else somebody.
+func (m *Manager) holder(f *os.File) string {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "somebody"
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return "somebody"
+	}
+	pids := lockPIDs(string(locks), unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for _, vm := range m.VMs() {
+		vm.mu.Lock()
+		l := vm.launch
+		mine := l != nil && l.pid != 0 && pids[l.pid]
+		vm.mu.Unlock()
+		if mine {
+			return "machine " + vm.Name()
+		}
+	}
+	list := make([]int, 0, len(pids))
+	for pid := range pids {
+		list = append(list, pid)
+	}
+	sort.Ints(list)
+	if len(list) == 0 {
+		return "somebody"
+	}
+	if list[len(list)-1] < 0 {
+		return "a process that the kernel does not name"
+	}
+	return "process " + strconv.Itoa(list[len(list)-1])
+}
+
+// lockPIDs finds in /proc/locks who holds a lock on a file; -1 stands for the
+// holder of an OFD lock.
+func lockPIDs(locks string, major, minor uint32, ino uint64) map[int]bool {
+	id := fmt.Sprintf("%02x:%02x:%d", major, minor, ino)
+	pids := make(map[int]bool)
+	for _, line := range strings.Split(locks, "\n") {
+		f := strings.Fields(line)
+		if len(f) < 8 || f[1] == "->" || f[5] != id {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[4]); err == nil {
+			pids[pid] = true
+		}
+	}
+	return pids
+}

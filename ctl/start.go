@@ -1,0 +1,510 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// launch is one start of one machine, from its first step until its end is
+// recorded. Whatever arrives late from it finds another launch, or none, in
+// its VM and is dropped.
+type launch struct {
+	generation uint64
+	started    time.Time
+	undo       context.CancelCauseFunc // ends the start; no effect later
+	ended      chan struct{}           // closed when the end is recorded
+	status     string                  // the status that ended it, once ended
+	killed     atomic.Pointer[Exit]    // what to record if the process just vanishes
+	gone       chan struct{}           // closed by lost
+	goneOnce   sync.Once
+
+	// Under VM.mu.
+	guest   Guest  // nil before it was spawned, or while it does not answer
+	asker   string // who asked last, for the event of what follows
+	restart bool   // start again when this start is undone
+
+	state   GuestState // as it was heard last
+	pid     int
+	console *launchConsole // nil before there is one
+	logged  bool           // its console is in STATE/vm/NAME/console
+}
+
+// lost says that the guest process is known to be gone.
+func (l *launch) lost() { l.goneOnce.Do(func() { close(l.gone) }) }
+
+// Fast restarts: a launch, or a reboot by the guest, less than fastTime after
+// the last one counts; the one that would be the third such in a row is
+// refused (VM_START_RATE_SEC and _LIMIT of vmd).
+const (
+	fastTime  = 6 * time.Second
+	fastLimit = 3
+)
+
+// startTime bounds a start with QEMU, and undoTime what follows when it
+// failed.
+const (
+	startTime = 15 * time.Second
+	undoTime  = 5 * time.Second
+)
+
+// Steps are what a start does, in order. A test ends the processes at each.
+var Steps = []string{"check", "open", "record", "spawn", "give", "go", "running"}
+
+func (vm *VM) doStart(ctx context.Context, by Cred, _ string) error {
+	return vm.start(ctx, by.String())
+}
+
+// start launches the machine and returns when its CPUs run. When it fails,
+// all that it opened is closed and the machine is failed; when ctx ended it,
+// the machine is what it was.
+func (vm *VM) start(ctx context.Context, who string) error {
+	own, undo := context.WithCancelCause(ctx)
+	defer undo(nil)
+	l, before, err := vm.begin(who, undo)
+	if err != nil {
+		return err
+	}
+	own, cancel := context.WithTimeoutCause(own, startTime, errStartTime)
+	defer cancel()
+	if err = vm.perform(own, l); err == nil {
+		go vm.watch(l)
+		return nil
+	}
+	if cause := context.Cause(own); cause != nil {
+		err = cause
+	}
+	return vm.abandon(l, before, who, err)
+}
+
+var errStartTime = Errorf(syscall.ETIMEDOUT, "the guest did not run within %v", startTime)
+
+// startEnded is the cause when another verb ends a start.
+type startEnded struct{ verb, by string }
+
+func (e *startEnded) Error() string { return "ended by " + e.verb + " of " + e.by }
+
+// before is what a machine was before a start.
+type before struct {
+	state  State
+	reason string
+	since  time.Time
+}
+
+// begin makes the machine starting, if it may start now.
+func (vm *VM) begin(who string, undo context.CancelCauseFunc) (*launch, before, error) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	b := before{vm.state, vm.reason, vm.since}
+	switch {
+	case vm.removed.Load():
+		return nil, b, vm.gone()
+	case vm.launch != nil:
+		return nil, b, vm.refuse(startIn[vm.state].errno, "start", vm.state)
+	case vm.held:
+		return nil, b, Errorf(syscall.EBUSY, "start %s: it is being removed or renamed", vm.Name())
+	case vm.m.draining.Load():
+		return nil, b, Errorf(syscall.EBUSY, "start %s: the daemon is shutting down", vm.Name())
+	case vm.nextFast() >= fastLimit:
+		return nil, b, Errorf(syscall.EAGAIN, "start %s: started %d times in a row within %v of each other; allowed again in %v, or after clear-failed",
+			vm.Name(), fastLimit, fastTime, vm.startAllowed().Round(time.Millisecond))
+	}
+	l := &launch{undo: undo, ended: make(chan struct{}), gone: make(chan struct{}), asker: who}
+	vm.launch = l
+	vm.state, vm.reason, vm.since = Starting, "", time.Now()
+	return l, b, nil
+}
+
+// nextFast is what the count of fast restarts would be with a launch now.
+func (vm *VM) nextFast() int {
+	if vm.lastRun.IsZero() || time.Since(vm.lastRun) >= fastTime {
+		return 0
+	}
+	return vm.fast + 1
+}
+
+// startAllowed is how long a start is still refused as too fast.
+func (vm *VM) startAllowed() time.Duration {
+	if vm.nextFast() < fastLimit {
+		return 0
+	}
+	return fastTime - time.Since(vm.lastRun)
+}
+
+// perform does the Steps. Files that it opened are closed when it returns:
+// the guest process has its own.
+func (vm *VM) perform(ctx context.Context, l *launch) error {
+	vm.changed()
+	vm.event("starting", l.asker, "")
+	d := vm.def.Load()
+	atStep(vm.m.State, "check")
+	engine, err := vm.engine(ctx, d)
+	if err != nil {
+		return err
+	}
+	if err := d.complete(); err != nil {
+		return err
+	}
+	spec := &Launch{ID: vm.id, Name: vm.Name(), Accel: engine.accel, Reason: engine.reason}
+	d.describe(spec)
+	defer spec.Close()
+
+	atStep(vm.m.State, "open")
+	if err := vm.open(ctx, d, spec); err != nil {
+		return err
+	}
+	atStep(vm.m.State, "record")
+	if err := vm.recordLaunch(l, d, spec); err != nil {
+		return err
+	}
+	atStep(vm.m.State, "spawn")
+	g, pid, err := vm.m.Host.Spawn(ctx, vm.id, spec.Accel)
+	if err != nil {
+		return err
+	}
+	vm.mu.Lock()
+	l.guest, l.pid = g, pid
+	l.console = newLaunchConsole(g.Console())
+	vm.mu.Unlock()
+	vm.changed() // who waits for a console has one
+
+	atStep(vm.m.State, "give")
+	if err := g.Give(ctx, spec); err != nil {
+		return vm.nameHolder(err, spec)
+	}
+	atStep(vm.m.State, "go")
+	if err := g.Go(ctx); err != nil {
+		return err
+	}
+	atStep(vm.m.State, "running")
+	return vm.ran(ctx, l)
+}
+
+// complete refuses what no engine could start.
+func (d *definition) complete() error {
+	if len(d.unknown) > 0 {
+		key, _, _ := strings.Cut(d.unknown[0], " ")
+		return Errorf(syscall.EINVAL, "the definition has %q of a newer vmfs", key)
+	}
+	for _, attr := range []string{"initrd", "cmdline"} {
+		if d.get(attr) != "" && d.get("kernel") == "" {
+			return Errorf(syscall.EINVAL, "%s: it needs a kernel", attr)
+		}
+	}
+	if d.get("kernel") != "" && d.get("firmware") != "" {
+		return Errorf(syscall.EINVAL, "firmware: a kernel is set too, and starts without it")
+	}
+	if d.get("boot") == "cdrom" && d.get("cdrom") == "" {
+		return Errorf(syscall.EINVAL, "boot: there is no cdrom")
+	}
+	for n := range d.disks {
+		if d.get(diskAttr(n, "path")) == "" {
+			return Errorf(syscall.EINVAL, "disk/%d: it has no path", n)
+		}
+	}
+	return nil
+}
+
+// describe fills in what is said in the definition itself.
+func (d *definition) describe(spec *Launch) {
+	spec.CPUs = atoi(d.get("cpus"))
+	spec.MemoryMiB = atoi(strings.TrimSuffix(d.get("memory"), "M"))
+	spec.Boot = d.get("boot")
+	spec.Cmdline = d.get("cmdline")
+}
+
+// atoi reads a canonical number.
+func atoi(s string) (n int) {
+	for _, c := range s {
+		n = n*10 + int(c-'0')
+	}
+	return n
+}
+
+// Close closes the files of a launch that nobody needs any more.
+func (l *Launch) Close() {
+	files := []*os.File{l.Kernel, l.Initrd, l.Firmware, l.Cdrom}
+	for _, d := range l.Disks {
+		files = append(files, d.Files...)
+	}
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// engineChoice is how a machine will run.
+type engineChoice struct{ accel, reason string }
+
+// engine picks QEMU with KVM, else with TCG, and says why.
+func (vm *VM) engine(ctx context.Context, d *definition) (engineChoice, error) {
+	if d.get("engine") == "native" {
+		return engineChoice{}, Errorf(syscall.ENODEV, "engine native: this program has none; auto or qemu runs")
+	}
+	e, err := vm.m.Host.Engines(ctx)
+	switch {
+	case err != nil:
+		return engineChoice{}, err
+	case e.QEMU == "":
+		return engineChoice{}, Errorf(syscall.ENODEV, "engine qemu: qemu-system-x86_64 is not installed (package qemu-system-x86)")
+	case e.KVM:
+		return engineChoice{"kvm", "kvm"}, nil
+	}
+	return engineChoice{"tcg", "tcg, no kvm: " + oneLine(e.KVMReason)}, nil
+}
+
+// want is a file of a launch: where it is named, and where it goes.
+type want struct {
+	attr string
+	Want
+	uid  uint32
+	take func(o Opened)
+}
+
+// wants lists the files in the order in which vmd opens them: kernel or
+// firmware, cdrom, disks.
+func (d *definition) wants(spec *Launch) []want {
+	var list []want
+	file := func(attr string, write bool, take func(Opened)) {
+		if v := d.attrs[attr]; v.text != "" {
+			list = append(list, want{attr, Want{v.text, write}, v.uid, take})
+		}
+	}
+	file("kernel", false, func(o Opened) { spec.Kernel = o.File })
+	file("initrd", false, func(o Opened) { spec.Initrd = o.File })
+	file("firmware", false, func(o Opened) { spec.Firmware = o.File })
+	file("cdrom", false, func(o Opened) { spec.Cdrom = o.File })
+	for _, n := range sortedKeys(d.disks) {
+		readonly := d.get(diskAttr(n, "readonly")) == "yes"
+		file(diskAttr(n, "path"), !readonly, func(o Opened) {
+			spec.Disks = append(spec.Disks, LaunchDisk{N: n, Format: o.Format, ReadOnly: readonly, Files: []*os.File{o.File}})
+		})
+	}
+	return list
+}
+
+// open has every file of a launch opened with the rights of who set its
+// path. One request a user, users in the order of their first file.
+func (vm *VM) open(ctx context.Context, d *definition, spec *Launch) error {
+	list := d.wants(spec)
+	opened := make([]Opened, len(list))
+	var done []uint32
+	for _, first := range list {
+		if slices.Contains(done, first.uid) {
+			continue
+		}
+		done = append(done, first.uid)
+		if err := vm.openAs(ctx, first.uid, list, opened); err != nil {
+			for _, o := range opened {
+				if o.File != nil {
+					o.File.Close()
+				}
+			}
+			return err
+		}
+	}
+	for i, w := range list {
+		w.take(opened[i])
+	}
+	return d.settleFormats(spec)
+}
+
+func (vm *VM) openAs(ctx context.Context, uid uint32, list []want, opened []Opened) error {
+	var wants []Want
+	var at []int
+	for i, w := range list {
+		if w.uid == uid {
+			wants, at = append(wants, w.Want), append(at, i)
+		}
+	}
+	got, err := vm.m.Host.Open(ctx, uid, wants)
+	if err != nil {
+		return err
+	}
+	for k, o := range got {
+		opened[at[k]] = o
+	}
+	return nil
+}
+
+// settleFormats makes each disk's format what the definition says, or what
+// its image's first bytes say if it is auto.
+func (d *definition) settleFormats(spec *Launch) error {
+	for i := range spec.Disks {
+		disk := &spec.Disks[i]
+		if said := d.get(diskAttr(disk.N, "format")); said != "auto" {
+			disk.Format = said
+		}
+		if disk.Format != "raw" {
+			return Errorf(syscall.EOPNOTSUPP, "disk/%d: %s images are not supported; format raw takes the bytes as they are", disk.N, disk.Format)
+		}
+	}
+	return nil
+}
+
+// recordLaunch gives the launch its generation, for good, before anything of
+// it exists. A format that was looked at is kept from now on.
+func (vm *VM) recordLaunch(l *launch, was *definition, spec *Launch) error {
+	_, err := vm.update(func(d *definition) (bool, error) {
+		d.generation++
+		l.generation, spec.Generation = d.generation, d.generation
+		d.launched = was.values()
+		for _, disk := range spec.Disks {
+			format := diskAttr(disk.N, "format")
+			if d.disks[disk.N] && d.get(format) == "auto" && d.get(diskAttr(disk.N, "path")) == was.get(diskAttr(disk.N, "path")) {
+				d.attrs[format] = value{disk.Format, d.attrs[diskAttr(disk.N, "path")].uid, time.Now()}
+				d.settled[disk.N] = true
+				d.launched[format] = disk.Format
+			}
+		}
+		return true, nil
+	})
+	return err
+}
+
+// ran notes that the CPUs run.
+func (vm *VM) ran(ctx context.Context, l *launch) error {
+	st, err := l.guest.State(ctx)
+	if err != nil {
+		return err
+	}
+	vm.mu.Lock()
+	fast := vm.nextFast()
+	vm.fast, vm.lastRun = fast, time.Now()
+	l.started, l.state = vm.lastRun, st
+	vm.state, vm.since = Running, vm.lastRun
+	who := l.asker
+	vm.mu.Unlock()
+	vm.event("running", who, "generation "+utoa(l.generation))
+	vm.changed()
+	// The start is answered without waiting for the disk: a guest that is
+	// found running is adopted whether or not this was written.
+	go vm.recordActive(l)
+	return nil
+}
+
+func (vm *VM) recordActive(l *launch) {
+	_, err := vm.update(func(d *definition) (bool, error) {
+		if d.generation != l.generation || isClosed(l.ended) {
+			return false, nil
+		}
+		d.active, d.failed = l.generation, ""
+		return true, nil
+	})
+	if err != nil && !vm.Removed() {
+		vm.m.failed("vm %s: %v", vm.Name(), err)
+	}
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// abandon undoes a start that did not succeed and says what the starter is
+// told.
+func (vm *VM) abandon(l *launch, b before, who string, err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+	defer cancel()
+	vm.mu.Lock()
+	g, restart := l.guest, l.restart
+	vm.mu.Unlock()
+	if g != nil {
+		vm.keepConsole(l)
+		g.Close()
+	}
+	if l.generation != 0 {
+		if eerr := vm.m.Host.End(ctx, vm.id); eerr != nil {
+			vm.m.failed("vm %s: %v", vm.Name(), eerr)
+		}
+	}
+	var by *startEnded
+	switch {
+	case errors.As(err, &by):
+		vm.undone(l, before{Stopped, "", time.Now()}, by.by, by.Error())
+		err = Errorf(syscall.EINTR, "start %s: %v", vm.Name(), by)
+	case errors.Is(err, context.Canceled):
+		vm.undone(l, b, who, "interrupted")
+		err = Errorf(syscall.EINTR, "start %s: interrupted", vm.Name())
+	default:
+		err = Errorf(Errno(err), "start %s: %v", vm.Name(), err)
+		vm.fail(l, who, err.Error())
+	}
+	if restart {
+		vm.restartBy(who)
+	}
+	return err
+}
+
+// undone gives the machine the state b after a start that was ended.
+func (vm *VM) undone(l *launch, b before, who, why string) {
+	vm.mu.Lock()
+	vm.state, vm.reason, vm.since = b.state, b.reason, b.since
+	vm.mu.Unlock()
+	vm.over(l)
+	vm.event("undone", who, why)
+}
+
+// fail makes the machine failed, for good, with a reason.
+func (vm *VM) fail(l *launch, who, reason string) {
+	reason = oneLine(reason)
+	_, err := vm.update(func(d *definition) (bool, error) {
+		d.failed, d.active, d.launched = reason, 0, nil
+		return true, nil
+	})
+	if err != nil {
+		vm.m.failed("vm %s: %v", vm.Name(), err)
+	}
+	vm.mu.Lock()
+	vm.state, vm.reason, vm.since = Failed, reason, time.Now()
+	vm.mu.Unlock()
+	vm.over(l)
+	vm.event("failed", who, reason)
+}
+
+// over takes a launch whose end is recorded out of the machine.
+func (vm *VM) over(l *launch) {
+	vm.mu.Lock()
+	l.status = vm.statusText()
+	vm.launch = nil
+	vm.mu.Unlock()
+	close(l.ended)
+	vm.changed()
+	vm.m.activity.fire()
+}
+
+// endStart ends a start that is under way, and waits until it is undone.
+func (vm *VM) endStart(by Cred, verb string, restart bool) bool {
+	vm.mu.Lock()
+	l := vm.launch
+	starting := l != nil && vm.state == Starting
+	if starting {
+		l.restart, l.asker = restart, by.String()
+	}
+	vm.mu.Unlock()
+	if starting {
+		l.undo(&startEnded{verb, by.String()})
+		<-l.ended
+	}
+	return starting
+}
+
+// restartBy starts the machine again on its own time.
+func (vm *VM) restartBy(who string) {
+	go func() {
+		if err := vm.start(context.Background(), who); err != nil {
+			vm.m.failed("restart %s: %v", vm.Name(), err)
+		}
+	}()
+}
