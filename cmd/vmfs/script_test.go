@@ -1,0 +1,446 @@
+package main
+
+// The sessions in testdata are shell lines that a user could type, run
+// against a real mount with real guests. They need root, FUSE, QEMU and the
+// guest that scripts/guest makes, and skip aloud without them. This file is
+// their stage: a daemon of each script's own, in a directory of its own, and
+// the verbs that shell lines are held against.
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"hangfs": hangfs})
+}
+
+func TestScripts(t *testing.T) {
+	kernel, initrd := requirements(t)
+	program := filepath.Join(t.TempDir(), "vmfs")
+	build(t, program)
+	testscript.Run(t, testscript.Params{
+		Dir:   "testdata",
+		Setup: func(env *testscript.Env) error { return setUp(env, program, kernel, initrd) },
+		Condition: func(cond string) (bool, error) {
+			path, ok := strings.CutPrefix(cond, "exists:")
+			if !ok {
+				return false, fmt.Errorf("no such condition")
+			}
+			_, err := os.Stat(path)
+			return err == nil, nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serve":    serve,
+			"term":     term,
+			"killrole": killRole,
+			"ok":       ok,
+			"refused":  refused,
+			"says":     says,
+			"until":    until,
+			"within":   within,
+			"leaks":    leaks,
+			"bootable": bootable,
+		},
+	})
+}
+
+// requirements skips, with the reason, where the sessions cannot run.
+func requirements(t *testing.T) (kernel, initrd string) {
+	if testing.Short() {
+		t.Skip("skipping the sessions: -short")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("skipping the sessions: they mount and spawn, and that needs root")
+	}
+	for _, p := range []string{"qemu-system-x86_64", "bash", "setpriv", "prlimit", "script", "timeout"} {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skipf("skipping the sessions: %v", err)
+		}
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skipf("skipping the sessions: %v", err)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Skipf("skipping the sessions: %v", err)
+	}
+	kernel = guestFile("VMFS_TEST_KERNEL", cache+"/vmfs/vmlinuz")
+	initrd = guestFile("VMFS_TEST_INITRD", cache+"/vmfs/initrd")
+	for _, f := range []string{kernel, initrd} {
+		if _, err := os.Stat(f); err != nil {
+			t.Skipf("skipping the sessions: no guest, make one with scripts/guest: %v", err)
+		}
+	}
+	return kernel, initrd
+}
+
+func guestFile(variable, path string) string {
+	if v := os.Getenv(variable); v != "" {
+		return v
+	}
+	return path
+}
+
+// build makes the program as it is shipped: static, since what restricts all
+// threads at once needs that. The race detector cannot be in it.
+func build(t *testing.T, to string) {
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", to, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+}
+
+// A stage is what one script has to itself.
+type stage struct {
+	env    *testscript.Env
+	dir    string // m, state, run and images are in it; RUN must be short
+	tag    uint64
+	serve  *exec.Cmd
+	ended  chan struct{} // closed when serve was reaped
+	before string        // what "leaks before" saw
+}
+
+// tags tell the processes of one stage from those of another. Nothing that
+// a process does drops its RLIMIT_MSGQUEUE: exec, another uid, a namespace
+// and another parent all keep it, so a process that leaked is still found.
+var tags atomic.Uint64
+
+func setUp(env *testscript.Env, program, kernel, initrd string) error {
+	dir, err := os.MkdirTemp("", "vmfs-test-")
+	if err != nil {
+		return err
+	}
+	s := &stage{env: env, dir: dir, tag: 400000 + uint64(os.Getpid())%100000*4 + tags.Add(1)<<10}
+	env.Values[stage{}] = s
+	env.Defer(s.tearDown)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	for _, d := range []string{"m", "images"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	lib, err := filepath.Abs("testdata/lib.bash")
+	if err != nil {
+		return err
+	}
+	env.Setenv("VMFS", program)
+	env.Setenv("MNT", dir+"/m")
+	env.Setenv("STATE", dir+"/state")
+	env.Setenv("RUN", dir+"/run")
+	env.Setenv("IMAGES", dir+"/images")
+	env.Setenv("KERNEL", dir+"/images/vmlinuz")
+	env.Setenv("INITRD", dir+"/images/initrd")
+	env.Setenv("TAG", strconv.FormatUint(s.tag, 10))
+	env.Setenv("BASH_ENV", lib)
+	env.Setenv("LC_ALL", "C")
+	if err := copyFile(dir+"/images/vmlinuz", kernel); err != nil {
+		return err
+	}
+	return copyFile(dir+"/images/initrd", initrd)
+}
+
+func copyFile(to, from string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o644)
+}
+
+func stageOf(ts *testscript.TestScript) *stage {
+	return ts.Value(stage{}).(*stage)
+}
+
+// tearDown leaves nothing, however the script ended.
+func (s *stage) tearDown() {
+	for range 100 {
+		left := s.processes()
+		if len(left) == 0 {
+			break
+		}
+		for _, p := range left {
+			syscall.Kill(p.pid, syscall.SIGKILL)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for range 100 {
+		mounts := s.mounts()
+		if len(mounts) == 0 {
+			os.RemoveAll(s.dir)
+			return
+		}
+		for _, m := range mounts {
+			syscall.Unmount(m.point, syscall.MNT_DETACH)
+		}
+	}
+	s.env.T().Log("mounts left below ", s.dir)
+}
+
+// serve starts the daemon and waits until it says that the tree is there.
+func serve(ts *testscript.TestScript, neg bool, args []string) {
+	s := stageOf(ts)
+	if neg {
+		ts.Fatalf("serve cannot be negated: use ! exec")
+	}
+	if s.running() {
+		ts.Fatalf("the daemon runs already")
+	}
+	args = append([]string{"--msgqueue=" + ts.Getenv("TAG"), ts.Getenv("VMFS"), "serve",
+		"-m", ts.Getenv("MNT"), "-state", ts.Getenv("STATE"), "-run", ts.Getenv("RUN"),
+		"-images", ts.Getenv("IMAGES")}, args...)
+	cmd := exec.Command("prlimit", args...)
+	stdout, err := cmd.StdoutPipe()
+	ts.Check(err)
+	log, err := os.OpenFile(ts.MkAbs(ts.Getenv("WORK")+"/serve.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	ts.Check(err)
+	defer log.Close()
+	cmd.Stderr = log
+	ts.Check(cmd.Start())
+	s.serve, s.ended = cmd, make(chan struct{})
+	said := make(chan string, 1)
+	go func(ended chan struct{}) {
+		first := make([]byte, 256)
+		n, _ := stdout.Read(first)
+		said <- string(first[:n])
+		cmd.Wait()
+		close(ended)
+	}(s.ended)
+	want := "vmfs: serving " + ts.Getenv("MNT") + "\n"
+	select {
+	case got := <-said:
+		if got != want {
+			ts.Fatalf("serve: got %q, want %q; it said:\n%s", got, want, ts.ReadFile(log.Name()))
+		}
+	case <-time.After(20 * time.Second):
+		ts.Fatalf("serve: said nothing within 20 s:\n%s", ts.ReadFile(log.Name()))
+	}
+}
+
+func (s *stage) running() bool {
+	if s.serve == nil {
+		return false
+	}
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// term ends the daemon as a service manager does, and wants exit status 0.
+func term(ts *testscript.TestScript, neg bool, args []string) {
+	s := stageOf(ts)
+	if !s.running() {
+		ts.Fatalf("no daemon runs")
+	}
+	ts.Check(s.serve.Process.Signal(syscall.SIGTERM))
+	ended(ts, s, 20*time.Second)
+	if code := s.serve.ProcessState.ExitCode(); code != 0 {
+		ts.Fatalf("serve: got exit status %d after SIGTERM, want 0", code)
+	}
+}
+
+// ended waits for the daemon's own end.
+func ended(ts *testscript.TestScript, s *stage, wait time.Duration) {
+	select {
+	case <-s.ended:
+	case <-time.After(wait):
+		ts.Fatalf("the daemon did not end within %v", wait)
+	}
+}
+
+// killRole sends SIGKILL to roles, named as the program's first argument:
+// serve (which is priv), core, opener, guest.
+func killRole(ts *testscript.TestScript, neg bool, args []string) {
+	s := stageOf(ts)
+	var victims []process
+	for _, p := range s.processes() {
+		for _, role := range args {
+			if p.role() == role {
+				victims = append(victims, p)
+			}
+		}
+	}
+	if len(victims) < len(args) {
+		ts.Fatalf("not every role of %v runs: %v", args, s.processes())
+	}
+	for _, p := range victims {
+		syscall.Kill(p.pid, syscall.SIGKILL)
+	}
+	for _, p := range victims {
+		for deadline := time.Now().Add(10 * time.Second); p.alive(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				ts.Fatalf("%v: still there 10 s after SIGKILL", p)
+			}
+		}
+		if s.serve != nil && p.pid == s.serve.Process.Pid {
+			ended(ts, s, 10*time.Second)
+		}
+	}
+}
+
+// shell runs a line; nothing in a session may take longer than a minute.
+func shell(ts *testscript.TestScript, line string) (stdout, stderr string, err error) {
+	err = ts.Exec("timeout", "-k", "5", "60", "bash", "-c", line)
+	return ts.ReadFile("stdout"), ts.ReadFile("stderr"), err
+}
+
+// ok LINE: the line succeeds and says not a word.
+func ok(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 1, "ok LINE")
+	stdout, stderr, err := shell(ts, args[0])
+	if err != nil || stdout+stderr != "" {
+		ts.Fatalf("%s: got %v, want success in silence", args[0], result(err))
+	}
+}
+
+// refused ERRNO LINE: the line fails, and says why in the system's words for
+// that number and nothing on its standard output.
+func refused(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 2, "refused ERRNO LINE")
+	want := words(ts, args[0])
+	stdout, stderr, err := shell(ts, args[1])
+	if err == nil {
+		ts.Fatalf("%s: got success, want %s", args[1], args[0])
+	}
+	if !strings.Contains(strings.ToLower(stderr), want) || stdout != "" {
+		ts.Fatalf("%s: want %s (%s) on standard error and nothing else", args[1], args[0], want)
+	}
+}
+
+// words gives an errno's text as a shell prints it, in lower case.
+func words(ts *testscript.TestScript, name string) string {
+	for e := syscall.Errno(1); e < 134; e++ {
+		if unix.ErrnoName(e) == name {
+			return e.Error()
+		}
+	}
+	ts.Fatalf("no errno is called %s", name)
+	return ""
+}
+
+// says REGEXP LINE: the line succeeds with that and only that on its
+// standard output: ^ and $ are the ends of lines.
+func says(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: [!] says REGEXP LINE")
+	}
+	re, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	stdout, stderr, err := shell(ts, args[1])
+	if err != nil || stderr != "" {
+		ts.Fatalf("%s: got %v, want success without a complaint", args[1], result(err))
+	}
+	if re.MatchString(stdout) == neg {
+		ts.Fatalf("%s: got %q, want %q to match: %v", args[1], stdout, args[0], !neg)
+	}
+}
+
+func result(err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return "success"
+}
+
+// until SECONDS LINE tries a line until it succeeds.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 2, "until SECONDS LINE")
+	deadline := time.Now().Add(seconds(ts, args[0]))
+	for {
+		_, _, err := shell(ts, args[1])
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s: not true within %s s", args[1], args[0])
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// within SECONDS LINE: the line succeeds in time. Bounds of the contract are
+// given generously: a session holds the order of magnitude, bench the number.
+func within(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 2, "within SECONDS LINE")
+	begin := time.Now()
+	if _, _, err := shell(ts, args[1]); err != nil {
+		ts.Fatalf("%s: %v", args[1], err)
+	}
+	if d := time.Since(begin); d > seconds(ts, args[0]) {
+		ts.Fatalf("%s: took %v, want at most %s s", args[1], d, args[0])
+	}
+}
+
+func seconds(ts *testscript.TestScript, s string) time.Duration {
+	d, err := time.ParseDuration(s + "s")
+	ts.Check(err)
+	return d
+}
+
+func arguments(ts *testscript.TestScript, neg bool, args []string, n int, usage string) {
+	if neg || len(args) != n {
+		ts.Fatalf("usage: %s", usage)
+	}
+}
+
+// leaks before remembers what the daemon holds; leaks after wants the same
+// again, a few seconds later at most. Both want a daemon and no guest.
+func leaks(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 1, "leaks before|after")
+	s := stageOf(ts)
+	if args[0] == "before" {
+		time.Sleep(300 * time.Millisecond) // what serve does in the background at its start
+		s.before = s.holdings()
+		return
+	}
+	var now string
+	for range 60 {
+		if now = s.holdings(); now == s.before {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	ts.Fatalf("leaks: got\n%s\nwant\n%s", now, s.before)
+}
+
+// holdings lists everything that a stage has of the host, pids left out.
+func (s *stage) holdings() string {
+	var b bytes.Buffer
+	for _, p := range s.processes() {
+		fmt.Fprintf(&b, "process %s", p.role())
+		for kind, n := range p.files() {
+			fmt.Fprintf(&b, " %s=%d", fileKinds[kind], n)
+		}
+		b.WriteString("\n")
+	}
+	for _, m := range s.mounts() {
+		fmt.Fprintf(&b, "mount %s %s\n", m.point, m.fstype)
+	}
+	filepath.WalkDir(s.dir+"/run", func(path string, _ os.DirEntry, err error) error {
+		fmt.Fprintf(&b, "file %s\n", path)
+		return err
+	})
+	for _, l := range s.locks() {
+		fmt.Fprintf(&b, "lock %s\n", l)
+	}
+	return b.String()
+}

@@ -1,0 +1,27 @@
+# What the sessions' shell lines may use beside the system's commands.
+
+# as USER LINE runs a line as somebody else, with all his groups.
+as() {
+	setpriv --reuid="$1" --regid="$(id -g "$1")" --init-groups bash -c "$2"
+}
+
+# debian NAME [WORD...] makes a machine that boots the Debian kernel, with
+# words for its command line.
+debian() {
+	mkdir "$MNT/vm/$1" && cat >"$MNT/vm/$1/config" <<-END
+		kernel $KERNEL
+		initrd $INITRD
+		memory 192M
+		cmdline console=ttyS0 quiet ${*:2}
+	END
+}
+
+# up NAME waits until the guest's own programs run.
+up() {
+	timeout 55 grep -q -m1 'userland is up' "$MNT/live/vm/$1/console"
+}
+
+# ended NAME waits for the launch's end and says how it was.
+ended() {
+	timeout 55 cat "$MNT/live/vm/$1/wait"
+}
