@@ -58,31 +58,33 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// requirements skips, with the reason, where the sessions cannot run.
+// requirements skips, with the reason, where the sessions cannot run, or
+// fails there if VMFS_TEST_SESSIONS says that they must.
 func requirements(t *testing.T) (kernel, initrd string) {
+	skip := t.Skipf
+	if os.Getenv("VMFS_TEST_SESSIONS") == "required" {
+		skip = t.Fatalf
+	}
 	if testing.Short() {
-		t.Skip("skipping the sessions: -short")
+		skip("skipping the sessions: -short")
 	}
 	if os.Getuid() != 0 {
-		t.Skip("skipping the sessions: they mount and spawn, and that needs root")
+		skip("skipping the sessions: they mount and spawn, and that needs root")
 	}
 	for _, p := range []string{"qemu-system-x86_64", "bash", "setpriv", "prlimit", "script", "timeout"} {
 		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("skipping the sessions: %v", err)
+			skip("skipping the sessions: %v", err)
 		}
 	}
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skipf("skipping the sessions: %v", err)
+		skip("skipping the sessions: %v", err)
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Skipf("skipping the sessions: %v", err)
-	}
+	cache, _ := os.UserCacheDir()
 	kernel = guestFile("VMFS_TEST_KERNEL", cache+"/vmfs/vmlinuz")
 	initrd = guestFile("VMFS_TEST_INITRD", cache+"/vmfs/initrd")
 	for _, f := range []string{kernel, initrd} {
 		if _, err := os.Stat(f); err != nil {
-			t.Skipf("skipping the sessions: no guest, make one with scripts/guest: %v", err)
+			skip("skipping the sessions: make a guest with scripts/guest: %v", err)
 		}
 	}
 	return kernel, initrd
