@@ -46,7 +46,7 @@ func (d *definition) set(by Cred, path, text string, now time.Time) (bool, error
 	// What is there already is no change, so a path keeps the rights of who
 	// set it when somebody else writes the same.
 	old := d.attrs[path]
-	if old.text == text || old.text == "" && text == a.Default {
+	if old.text == text || old.text == "" && text == a.Default && !d.whole {
 		return false, nil
 	}
 	d.attrs[path] = value{text, by.UID, now}
@@ -172,7 +172,7 @@ func (d *definition) replace(by Cred, text string, now time.Time) (changed bool,
 	}
 	body = strings.TrimSuffix(body, "end\n")
 
-	next := &definition{edition: d.edition, attrs: map[string]value{}, disks: map[int]bool{}, settled: map[int]bool{}}
+	next := &definition{edition: d.edition, whole: true, attrs: map[string]value{}, disks: map[int]bool{}, settled: map[int]bool{}}
 	if _, err := next.edit(by, body, now); err != nil {
 		return false, err
 	}

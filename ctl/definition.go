@@ -32,6 +32,8 @@ type definition struct {
 	failed   string            // why the machine is failed; empty if it is not
 
 	unknown []string // lines that this program does not understand
+
+	whole bool // being made of a whole text, where a default that is said stays said
 }
 
 func newDefinition(id uint32, serial uint64, now time.Time) *definition {

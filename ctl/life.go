@@ -121,11 +121,12 @@ func (vm *VM) rebooted(l *launch) {
 
 // finish records the end of a launch: its console and its exit record are
 // kept before the guest process is let go.
-func (vm *VM) finish(l *launch, exit *Exit) {
+func (vm *VM) finish(l *launch, how *Exit) {
 	vm.keepConsole(l)
+	exit := *how
 	exit.How, exit.Who = oneLine(exit.How), oneWord(exit.Who)
 	_, err := vm.update(func(d *definition) (bool, error) {
-		d.exit, d.active, d.launched, d.failed = exit, 0, nil, ""
+		d.exit, d.active, d.launched, d.failed = &exit, 0, nil, ""
 		if exit.Failed {
 			d.failed = exit.How
 		}

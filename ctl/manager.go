@@ -41,7 +41,8 @@ type Manager struct {
 	byID   map[uint32]*VM
 	sorted []*VM // by name; nil when it has to be made again
 
-	level    atomic.Int32 // of the log
+	behind   sync.WaitGroup // writes that nobody waits for but Close
+	level    atomic.Int32   // of the log
 	draining atomic.Bool
 	activity *signal // fires when a machine becomes active or ends
 }
@@ -90,6 +91,10 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	m.log.append(0, "-", "serving", "-", o.Version)
 	return m, nil
 }
+
+// Close waits until what was done is written. Guests run on; the caller ends
+// the process.
+func (m *Manager) Close() { m.behind.Wait() }
 
 // tell says something to the operator who asked for that level.
 func (m *Manager) tell(level int32, format string, args ...any) {

@@ -386,7 +386,7 @@ func (vm *VM) ran(ctx context.Context, l *launch) error {
 	vm.changed()
 	// The start is answered without waiting for the disk: a guest that is
 	// found running is adopted whether or not this was written.
-	go vm.recordActive(l)
+	vm.m.behind.Go(func() { vm.recordActive(l) })
 	return nil
 }
 

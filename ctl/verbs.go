@@ -79,6 +79,9 @@ func (vm *VM) Do(ctx context.Context, by Cred, verb, arg string) error {
 	if arg != "" && v.Arg == "" {
 		return Errorf(syscall.EINVAL, "%s: it takes no argument", verb)
 	}
+	if _, err := seconds(arg); err != nil {
+		return err
+	}
 	if vm.Removed() {
 		return vm.gone()
 	}
@@ -145,9 +148,6 @@ func (vm *VM) doStop(ctx context.Context, by Cred, arg string) error {
 }
 
 func (vm *VM) doRestart(ctx context.Context, by Cred, arg string) error {
-	if _, err := seconds(arg); err != nil {
-		return err
-	}
 	if !vm.Active() {
 		return vm.start(ctx, by.String())
 	}
@@ -155,11 +155,11 @@ func (vm *VM) doRestart(ctx context.Context, by Cred, arg string) error {
 }
 
 func (vm *VM) stop(ctx context.Context, by Cred, arg string, restart bool) error {
-	wait, err := seconds(arg)
-	if err != nil || vm.endStart(by, "stop", restart) {
-		return err
+	if vm.endStart(by, "stop", restart) {
+		return nil
 	}
-	err = vm.ask(ctx, by, func(ctx context.Context, g Guest) error {
+	wait, _ := seconds(arg)
+	err := vm.ask(ctx, by, func(ctx context.Context, g Guest) error {
 		return g.Stop(ctx, wait, by.String(), restart)
 	})
 	if err == nil {
@@ -231,7 +231,7 @@ func (vm *VM) doClear(_ context.Context, by Cred, _ string) error {
 		return err
 	}
 	vm.mu.Lock()
-	vm.fast = 0
+	vm.fast, vm.lastRun = 0, time.Time{}
 	if vm.state == Failed {
 		vm.state, vm.reason, vm.since = Stopped, "", time.Now()
 	}

@@ -1,0 +1,385 @@
+// Package ctltest is a Host without privileges, guests or machines, for tests
+// of what is above it. A guest of it does what the test says and nothing
+// else; it outlives a Manager, as real ones do.
+package ctltest
+
+import (
+	"context"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"vmfs/ctl"
+)
+
+// Host is a fake ctl.Host. Its fields are set before use, or under Lock.
+type Host struct {
+	sync.Mutex
+	Missing  bool                      // no QEMU
+	KVM      bool                      // KVM works
+	Refuse   map[string]error          // by path, what Open says
+	Refused  func(step string) error   // what Spawn ("spawn"), Give and Go say; nil for nothing
+	Blocking func(ctx context.Context) // called in Go, for starts that last
+	Asked    []uint32                  // the uids of each Open
+	Drained  bool
+	Down     chan struct{} // closed by Shutdown
+
+	guests map[uint32]*Guest
+}
+
+// NewHost makes a Host on which every start succeeds.
+func NewHost() *Host {
+	return &Host{Down: make(chan struct{}), guests: map[uint32]*Guest{}, Refuse: map[string]error{}}
+}
+
+// Guest is the guest process of machine id, nil if there is none.
+func (h *Host) Guest(id uint32) *Guest {
+	h.Lock()
+	defer h.Unlock()
+	return h.guests[id]
+}
+
+func (h *Host) refused(step string) error {
+	h.Lock()
+	defer h.Unlock()
+	if h.Refused == nil {
+		return nil
+	}
+	return h.Refused(step)
+}
+
+// Open opens with the rights of the test.
+func (h *Host) Open(_ context.Context, uid uint32, wants []ctl.Want) ([]ctl.Opened, error) {
+	h.Lock()
+	defer h.Unlock()
+	h.Asked = append(h.Asked, uid)
+	var out []ctl.Opened
+	for _, w := range wants {
+		flag := os.O_RDONLY
+		if w.Write {
+			flag = os.O_RDWR
+		}
+		err := h.Refuse[w.Path]
+		var f *os.File
+		if err == nil {
+			f, err = os.OpenFile(w.Path, flag, 0)
+		}
+		if err != nil {
+			for _, o := range out {
+				o.File.Close()
+			}
+			return nil, ctl.Errorf(ctl.Errno(err), "open %s: %v", w.Path, ctl.Errno(err))
+		}
+		out = append(out, ctl.Opened{File: f, Format: format(f)})
+	}
+	return out, nil
+}
+
+func format(f *os.File) string {
+	var magic [4]byte
+	f.ReadAt(magic[:], 0)
+	if string(magic[:]) == "QFI\xfb" {
+		return "qcow2"
+	}
+	return "raw"
+}
+
+// Abandon cuts every conversation without a word, as a daemon does that is
+// killed: its Manager hears nothing more.
+func (h *Host) Abandon() {
+	h.Lock()
+	defer h.Unlock()
+	for _, g := range h.guests {
+		g.mu.Lock()
+		g.conns = nil
+		g.mu.Unlock()
+	}
+}
+
+// Spawn makes a guest.
+func (h *Host) Spawn(_ context.Context, id uint32, accel string) (ctl.Guest, int, error) {
+	if err := h.refused("spawn"); err != nil {
+		return nil, 0, err
+	}
+	h.Lock()
+	defer h.Unlock()
+	g := &Guest{host: h, id: id, accel: accel, console: &Console{changed: make(chan struct{})}}
+	g.state.State = "new"
+	h.guests[id] = g
+	return g.connect(), 1000 + int(id), nil
+}
+
+// Guests lists those that were not ended.
+func (h *Host) Guests(context.Context) ([]ctl.GuestProcess, error) {
+	h.Lock()
+	defer h.Unlock()
+	var out []ctl.GuestProcess
+	for id := range h.guests {
+		out = append(out, ctl.GuestProcess{ID: id, PID: 1000 + int(id)})
+	}
+	return out, nil
+}
+
+// Adopt connects once more.
+func (h *Host) Adopt(_ context.Context, id uint32) (ctl.Guest, error) {
+	h.Lock()
+	defer h.Unlock()
+	g := h.guests[id]
+	if g == nil {
+		return nil, ctl.Errorf(syscall.ENOENT, "no guest process %d", id)
+	}
+	return g.connect(), nil
+}
+
+// End ends a guest.
+func (h *Host) End(_ context.Context, id uint32) error {
+	h.Lock()
+	g := h.guests[id]
+	delete(h.guests, id)
+	h.Unlock()
+	if g != nil {
+		g.Die()
+	}
+	return nil
+}
+
+// Engines says what Missing and KVM say.
+func (h *Host) Engines(context.Context) (ctl.Engines, error) {
+	h.Lock()
+	defer h.Unlock()
+	e := ctl.Engines{QEMU: "/usr/bin/qemu-system-x86_64", QEMUVersion: "7.2.0", KVM: h.KVM, KVMReason: "this is a test"}
+	if h.Missing {
+		e.QEMU = ""
+	}
+	return e, nil
+}
+
+// Draining notes that it was called.
+func (h *Host) Draining(context.Context) error {
+	h.Lock()
+	defer h.Unlock()
+	h.Drained = true
+	return nil
+}
+
+// Shutdown closes Down.
+func (h *Host) Shutdown(context.Context) error {
+	close(h.Down)
+	return nil
+}
+
+// Guest is a fake guest process. What is connected to it is a ctl.Guest.
+type Guest struct {
+	host    *Host
+	id      uint32
+	accel   string
+	console *Console
+
+	mu    sync.Mutex
+	state ctl.GuestState
+	typed []byte
+	conns map[*conn]bool
+	dead  bool
+}
+
+// Print is the guest printing on its console.
+func (g *Guest) Print(s string) { g.console.print(s) }
+
+// Typed is what the console was given.
+func (g *Guest) Typed() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return string(g.typed)
+}
+
+// Reboot is the guest resetting itself.
+func (g *Guest) Reboot() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.state.Reboots++
+	g.tell(ctl.Rebooted)
+}
+
+// EndAs is the guest ending.
+func (g *Guest) EndAs(e ctl.Exit) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.endAs(e)
+}
+
+func (g *Guest) endAs(e ctl.Exit) {
+	if g.state.State == "ended" {
+		return
+	}
+	e.At = time.Now()
+	g.state.State, g.state.Exit = "ended", &e
+	g.tell(ctl.StateChanged)
+}
+
+// Die is the guest process vanishing.
+func (g *Guest) Die() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dead = true
+	for c := range g.conns {
+		close(c.notices)
+	}
+	g.conns = nil
+}
+
+// tell sends a notice to who is connected.
+func (g *Guest) tell(n ctl.Notice) {
+	for c := range g.conns {
+		select {
+		case c.notices <- n:
+		default:
+		}
+	}
+}
+
+func (g *Guest) connect() *conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := &conn{g: g, notices: make(chan ctl.Notice, 64)}
+	if g.conns == nil {
+		g.conns = map[*conn]bool{}
+	}
+	if g.dead {
+		close(c.notices)
+	} else {
+		g.conns[c] = true
+	}
+	return c
+}
+
+// conn is one conversation with a Guest.
+type conn struct {
+	g       *Guest
+	notices chan ctl.Notice
+}
+
+func (c *conn) to(state string, tell bool) error {
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	if c.g.dead {
+		return ctl.Errorf(syscall.EPIPE, "conversation ended")
+	}
+	c.g.state.State = state
+	if tell {
+		c.g.tell(ctl.StateChanged)
+	}
+	return nil
+}
+
+func (c *conn) Give(_ context.Context, l *ctl.Launch) error {
+	if err := c.g.host.refused("give"); err != nil {
+		return err
+	}
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	c.g.state.Generation, c.g.state.Name, c.g.state.Engine, c.g.state.Reason = l.Generation, l.Name, "qemu 7.2.0 "+l.Accel, l.Reason
+	return nil
+}
+
+func (c *conn) Go(ctx context.Context) error {
+	if f := c.g.host.Blocking; f != nil {
+		f(ctx)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := c.g.host.refused("go"); err != nil {
+		return err
+	}
+	c.g.mu.Lock()
+	c.g.state.Started = time.Now()
+	c.g.mu.Unlock()
+	return c.to("running", false)
+}
+
+func (c *conn) Stop(_ context.Context, wait time.Duration, by string, restart bool) error {
+	if err := c.to("stopping", true); err != nil || wait > 0 {
+		return err
+	}
+	c.g.EndAs(ctl.Exit{Who: by, How: "stop: no answer, killed", Restart: restart})
+	return nil
+}
+
+func (c *conn) Kill(_ context.Context, by, how string, failed bool) error {
+	c.g.EndAs(ctl.Exit{Who: by, How: how, Failed: failed})
+	return nil
+}
+
+func (c *conn) Reset(context.Context) error  { return nil }
+func (c *conn) Pause(context.Context) error  { return c.to("paused", true) }
+func (c *conn) Resume(context.Context) error { return c.to("running", true) }
+
+func (c *conn) State(context.Context) (ctl.GuestState, error) {
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	if !c.g.conns[c] {
+		return ctl.GuestState{}, ctl.Errorf(syscall.EPIPE, "conversation ended")
+	}
+	return c.g.state, nil
+}
+
+func (c *conn) Usage(context.Context) (ctl.Usage, error) {
+	return ctl.Usage{CPU: time.Second, Overhead: 40 << 20}, nil
+}
+
+func (c *conn) Input(_ context.Context, p []byte) error {
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	c.g.typed = append(c.g.typed, p...)
+	return nil
+}
+
+func (c *conn) Console() ctl.Console         { return c.g.console }
+func (c *conn) Notices() <-chan ctl.Notice   { return c.notices }
+func (c *conn) Forget(context.Context) error { return nil }
+func (c *conn) Close() error {
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	delete(c.g.conns, c)
+	return nil
+}
+
+// Console is a ctl.Console that keeps everything.
+type Console struct {
+	mu      sync.Mutex
+	text    []byte
+	changed chan struct{}
+}
+
+func (c *Console) print(s string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.text = append(c.text, s...)
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// ReadAt copies from the text.
+func (c *Console) ReadAt(p []byte, pos uint64) (int, uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if pos >= uint64(len(c.text)) {
+		return 0, pos
+	}
+	return copy(p, c.text[pos:]), pos
+}
+
+// End is the length of the text.
+func (c *Console) End() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return uint64(len(c.text))
+}
+
+// Changed is closed at the next print.
+func (c *Console) Changed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
+}
