@@ -1,0 +1,211 @@
+// Measure is the half of scripts/bench that needs a clock: it serves trees of
+// its own, holds each line of the table against its peer, and prints it.
+//
+//	measure DIR PAIRS
+//
+// DIR has the programs and the guest: vmfs, vmlinuz, initrd. A single pair of
+// two identical servers measures anything from 0.8 to 1.5, so every line is
+// the median of PAIRS ratios, ours and the peer's taken in turn.
+package main
+
+import (
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// A line is one row of the table.
+type line struct {
+	what, ours, peer string
+	ratio            float64
+	aim              float64 // of the ratio, or of ours in MiB where there is no peer
+	unit             string  // of the aim: "x" or "MiB"
+}
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("measure: ")
+	if len(os.Args) == 3 && os.Args[1] == "peer" {
+		servePeer(os.Args[2])
+		return
+	}
+	if len(os.Args) != 3 {
+		log.Fatal("usage: measure DIR PAIRS")
+	}
+	pairs, err := strconv.Atoi(os.Args[2])
+	if err != nil || pairs < 1 {
+		log.Fatalf("%q: not a number of pairs", os.Args[2])
+	}
+	if !measure(os.Args[1], pairs) {
+		os.Exit(1)
+	}
+}
+
+// measure is false if something could not be measured at all.
+func measure(dir string, pairs int) (whole bool) {
+	b := &bench{dir: dir, pairs: pairs}
+	defer b.close()
+	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", pairs)
+	fmt.Printf("%-44s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
+	whole = true
+	for _, m := range []func(*bench) (line, error){
+		(*bench).openReadClose,
+		(*bench).openReadCloseThousand,
+		(*bench).catStatus,
+		(*bench).start,
+		(*bench).memory,
+		(*bench).list,
+	} {
+		l, err := m(b)
+		if err != nil {
+			fmt.Printf("not measured: %v\n", err)
+			whole = false
+			continue
+		}
+		l.print()
+	}
+	return whole
+}
+
+func (l line) print() {
+	ratio, verdict := "-", "ok"
+	if l.ratio > 0 {
+		ratio = fmt.Sprintf("%.2f", l.ratio)
+	}
+	if l.missed() {
+		verdict = "MISSED"
+	}
+	fmt.Printf("%-44s %12s %12s %8s %10s  %s\n", l.what, l.ours, l.peer, ratio,
+		fmt.Sprintf("<= %g %s", l.aim, l.unit), verdict)
+}
+
+func (l line) missed() bool {
+	if l.unit == "x" {
+		return l.ratio > l.aim
+	}
+	var ours float64
+	fmt.Sscan(l.ours, &ours)
+	return ours > l.aim
+}
+
+// compare takes ours and the peer's figure in turn, who is first changing
+// from pair to pair, and gives the medians of both and of their ratios.
+func compare(pairs int, ours, peer func() (time.Duration, error)) (line, error) {
+	var as, bs []time.Duration
+	var ratios []float64
+	for i := range pairs {
+		var d [2]time.Duration
+		for j := range 2 {
+			which, f := 0, ours
+			if (i+j)%2 == 1 {
+				which, f = 1, peer
+			}
+			var err error
+			if d[which], err = f(); err != nil {
+				return line{}, err
+			}
+		}
+		as, bs = append(as, d[0]), append(bs, d[1])
+		ratios = append(ratios, float64(d[0])/float64(d[1]))
+	}
+	return line{ours: short(median(as)), peer: short(median(bs)), ratio: median(ratios), unit: "x"}, nil
+}
+
+func median[T ~int64 | ~float64](s []T) T {
+	s = slices.Clone(s)
+	slices.Sort(s)
+	return s[len(s)/2]
+}
+
+// short rounds to three digits.
+func short(d time.Duration) string {
+	for _, unit := range []time.Duration{time.Second, time.Millisecond, time.Microsecond} {
+		if d >= unit {
+			return d.Round(unit / 100).String()
+		}
+	}
+	return d.String()
+}
+
+// openReadClose holds one read of a status against a go-fuse server that can
+// nothing else.
+func (b *bench) openReadClose() (line, error) {
+	one, err := b.serve("one", 1)
+	if err != nil {
+		return line{}, err
+	}
+	peer, err := b.servePeer()
+	if err != nil {
+		return line{}, err
+	}
+	l, err := compare(b.pairs, reads(one.mnt+"/vm/vm0/status"), reads(peer+"/vm/vm0/status"))
+	l.what, l.aim = "open, read, close of status, p50", 1.10
+	return l, err
+}
+
+func (b *bench) openReadCloseThousand() (line, error) {
+	one, err := b.serve("one", 1)
+	if err != nil {
+		return line{}, err
+	}
+	thousand, err := b.serve("thousand", 1000)
+	if err != nil {
+		return line{}, err
+	}
+	l, err := compare(b.pairs, reads(thousand.mnt+"/vm/vm500/status"), reads(one.mnt+"/vm/vm0/status"))
+	l.what, l.aim = "the same among 1000 VMs, to one", 1.10
+	return l, err
+}
+
+func (b *bench) catStatus() (line, error) {
+	one, err := b.serve("one", 1)
+	if err != nil {
+		return line{}, err
+	}
+	l, err := compare(b.pairs, runs("cat", one.mnt+"/vm/vm0/status"),
+		runs("virsh", "-c", "test:///default", "domstate", "test"))
+	l.what, l.aim = "cat status, to virsh domstate", 0.1
+	return l, err
+}
+
+// memory is what an idle daemon with 1000 definitions costs, before anybody
+// has looked at them: Pss, so that the shared program counts once.
+func (b *bench) memory() (line, error) {
+	d, err := b.serve("thousand", 1000)
+	if err != nil {
+		return line{}, err
+	}
+	if err := d.restart(); err != nil {
+		return line{}, err
+	}
+	time.Sleep(2 * time.Second) // what it does in the background at its start
+	sum, err := d.pss()
+	return line{
+		what: "core and priv, 1000 VMs defined, Pss",
+		ours: fmt.Sprintf("%.1f MiB", float64(sum)/1024), peer: "-", aim: 40, unit: "MiB",
+	}, err
+}
+
+func (b *bench) list() (line, error) {
+	d, err := b.serve("thousand", 1000)
+	if err != nil {
+		return line{}, err
+	}
+	plain, err := os.MkdirTemp("/dev/shm", "vmfs-bench-")
+	if err != nil {
+		return line{}, err
+	}
+	defer os.RemoveAll(plain)
+	for i := range 1000 {
+		if err := os.Mkdir(filepath.Join(plain, fmt.Sprintf("vm%d", i)), 0o755); err != nil {
+			return line{}, err
+		}
+	}
+	l, err := compare(b.pairs, runs("ls", "-l", d.mnt+"/vm"), runs("ls", "-l", plain))
+	l.what, l.aim = "ls -l of 1000 VMs, to 1000 in tmpfs", 6
+	return l, err
+}
