@@ -1,0 +1,114 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"vmfs/ctl"
+)
+
+// What the lines of the table read, write and open.
+
+func readHelp(_ context.Context, n *node, _ ctl.Cred) string      { return n.t.help }
+func readVersion(ctx context.Context, n *node, _ ctl.Cred) string { return n.t.m.Version(ctx) }
+func readName(_ context.Context, n *node, _ ctl.Cred) string      { return n.vm.Name() + "\n" }
+func readConfig(_ context.Context, n *node, _ ctl.Cred) string    { return n.vm.Config() }
+func readStatus(_ context.Context, n *node, _ ctl.Cred) string    { return n.vm.Status() }
+func readInfo(ctx context.Context, n *node, _ ctl.Cred) string    { return n.vm.Info(ctx) }
+func readCheck(ctx context.Context, n *node, _ ctl.Cred) string   { return n.vm.Check(ctx) }
+func readPending(_ context.Context, n *node, _ ctl.Cred) string   { return n.vm.Pending() }
+
+func readErr(_ context.Context, n *node, by ctl.Cred) string {
+	if n.vm == nil {
+		return n.t.m.Refusals(by.UID, "")
+	}
+	return n.t.m.Refusals(by.UID, "vm/"+n.vm.Name()+"/")
+}
+
+func readEvents(_ context.Context, n *node, _ ctl.Cred) string {
+	if n.vm == nil {
+		return n.t.m.EventsText()
+	}
+	return n.vm.EventsText()
+}
+
+// readAttr reads a value with a newline; one that is not set is empty.
+func readAttr(_ context.Context, n *node, _ ctl.Cred) string {
+	v := n.vm.Get(n.policyPath())
+	if v == "" {
+		return ""
+	}
+	return v + "\n"
+}
+
+func writeAttr(_ context.Context, n *node, by ctl.Cred, text string) error {
+	return n.vm.Set(by, n.policyPath(), text)
+}
+
+func writeDaemon(ctx context.Context, n *node, by ctl.Cred, text string) error {
+	return n.t.m.Ctl(ctx, by, text)
+}
+
+// removeVerb is rmdir for clients that have none. Unlike the other verbs it
+// is not granted by the mode bits of the file.
+const removeVerb = "remove"
+
+func writeVerb(ctx context.Context, n *node, by ctl.Cred, text string) error {
+	verb, arg, _ := strings.Cut(text, " ")
+	if verb != removeVerb {
+		return n.vm.Do(ctx, by, verb, arg)
+	}
+	owner := n.vm.Access("", ctl.Access{}).UID
+	switch {
+	case arg != "":
+		return ctl.Errorf(syscall.EINVAL, "%s: it takes no argument", removeVerb)
+	case by.UID != 0 && by.UID != owner:
+		return ctl.Errorf(syscall.EPERM, "%s: for the owner, %s, and root alone", removeVerb, ctl.UserName(owner))
+	}
+	return n.t.m.Remove(by, n.vm)
+}
+
+func openConsoleLog(n *node, o opened) Handle {
+	return &growing{opened: o, at: n.vm.ConsoleLogAt}
+}
+
+func openConsole(n *node, o opened) Handle {
+	r := n.vm.OpenConsole()
+	return &streamHandle{opened: o, turn: newTurn(), next: r.Read, send: n.vm.Input, end: r.Close}
+}
+
+func openEvents(n *node, o opened) Handle {
+	open := n.t.m.OpenEvents
+	if n.vm != nil {
+		open = n.vm.OpenEvents
+	}
+	return &streamHandle{opened: o, turn: newTurn(), next: open().Read}
+}
+
+func openEnd(n *node, o opened) Handle {
+	w := n.vm.OpenWait()
+	return &waitHandle{opened: o, turn: newTurn(), done: w.Done, wait: w.Wait}
+}
+
+func openIdle(n *node, o opened) Handle {
+	m := n.t.m
+	return &waitHandle{opened: o, turn: newTurn(), done: m.Idle,
+		wait: func(ctx context.Context) (string, error) { return "", m.WaitIdle(ctx) }}
+}
+
+// helpText is the table for people.
+func helpText() string {
+	var b strings.Builder
+	b.WriteString("Virtual machines as files. Mode bits say who may; err says why not.\n" +
+		"A write is one message, taken whole or refused whole; an empty line unsets a value.\n\n")
+	for _, l := range lines[1:] {
+		path := l.path
+		if l.kind == directory {
+			path += "/"
+		}
+		fmt.Fprintf(&b, "%-26s %04o  %s\n", path, l.mode, l.values)
+	}
+	return b.String()
+}

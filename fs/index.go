@@ -1,0 +1,69 @@
+package fs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"vmfs/ctl"
+)
+
+// place is where a line of the table is in the tree.
+type place struct {
+	row   uint64 // its number, from 1 on
+	names map[string]*line
+	fixed []*line // the same, in the order of the table
+	many  *line   // stands for any number of entries
+	below []string
+	ofVM  bool // it is a machine's: below vm/NAME or live/vm/NAME
+	disk  bool // it is a disk's: below disk/N
+}
+
+// index joins the lines of a table to a tree. The first is the root's.
+func index(lines []*line) []*line {
+	byPath := make(map[string]*line)
+	for i, l := range lines {
+		if byPath[l.path] != nil {
+			panic(fmt.Sprintf("%s is twice in the table", l.path))
+		}
+		byPath[l.path] = l
+		l.place = makePlace(l.path)
+		l.row = uint64(i + 1)
+	}
+	for _, l := range lines[1:] {
+		dir, name := "", l.path
+		if i := strings.LastIndexByte(l.path, '/'); i >= 0 {
+			dir, name = l.path[:i], l.path[i+1:]
+		}
+		parent := byPath[dir]
+		if name == "NAME" || name == "N" {
+			parent.many = l
+			continue
+		}
+		parent.names[name] = l
+		parent.fixed = append(parent.fixed, l)
+	}
+	return lines
+}
+
+func makePlace(path string) place {
+	p := place{names: map[string]*line{}}
+	below := path
+	if rest, ok := strings.CutPrefix(path, "vm/NAME"); ok {
+		p.ofVM, below = true, strings.TrimPrefix(rest, "/")
+	} else if rest, ok := strings.CutPrefix(path, "live/vm/NAME"); ok {
+		p.ofVM, below = true, "live"+rest
+	}
+	p.disk = strings.Contains(path, "disk/N")
+	if !p.disk {
+		p.below = []string{below}
+		return p
+	}
+	for n := range ctl.MaxDisks {
+		p.below = append(p.below, strings.Replace(below, "disk/N", "disk/"+strconv.Itoa(n), 1))
+	}
+	return p
+}
+
+// name is the last word of a line's path.
+func (l *line) name() string { return l.path[strings.LastIndexByte(l.path, '/')+1:] }

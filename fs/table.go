@@ -1,0 +1,128 @@
+package fs
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"vmfs/ctl"
+)
+
+// line is a line of the table: one file of the tree, or as many as there are
+// machines and disks.
+type line struct {
+	path   string // below the root; NAME is a machine, N a disk's number
+	mode   uint32 // until somebody changes it
+	kind   kind
+	values string // what it holds and takes, for help
+
+	// read makes the text of a file; nil reads empty.
+	read func(ctx context.Context, n *node, by ctl.Cred) string
+	// write does what one line of text asks for, without its newline.
+	write func(ctx context.Context, n *node, by ctl.Cred, text string) error
+	// open is for files that are more than a text and a line.
+	open func(n *node, o opened) Handle
+
+	// mkdir and rmdir are for directories whose entries come and go; of
+	// all others the table has every entry.
+	mkdir func(n *node, by ctl.Cred, name string, mode uint32) (Node, error)
+	rmdir func(n *node, by ctl.Cred, name string) error
+
+	place // in the tree
+}
+
+// kind is what stat says of a file, and whether its reads wait.
+type kind int
+
+const (
+	directory kind = iota
+	text           // a text with its true size and time
+	computed       // a text made for each open; size 0
+	grows          // has a true size and is read as it grows
+	waits          // a read waits, then it is a text; size 0
+	stream         // a read waits for more; size 0
+)
+
+// lines are every file there is. A file is added by adding its line.
+var lines = index(slices.Concat(machineLines, each(ctl.Attrs, attrLine), each(ctl.Verbs, verbLine), liveLines))
+
+var machineLines = []*line{
+	{path: "", mode: 0o755, kind: directory},
+	{path: "help", mode: 0o444, kind: computed, values: "this text", read: readHelp},
+	{path: "ctl", mode: 0o600, kind: computed, values: daemonVerbs(), write: writeDaemon},
+	{path: "version", mode: 0o444, kind: computed, values: "the program, its protocols, the engines found", read: readVersion},
+	{path: "err", mode: 0o444, kind: computed, values: "what you were refused last: TIME USER FILE ERRNO reason", read: readErr},
+	{path: "events.log", mode: 0o440, kind: text, values: "the last events: SEQ TIME OBJECT EVENT USER [detail]", read: readEvents},
+
+	{path: "vm", mode: 0o1755, kind: directory, values: "mkdir makes a machine, rmdir removes it, mv renames it", mkdir: mkdirVM, rmdir: rmdirVM},
+	{path: "vm/NAME", mode: 0o755, kind: directory, values: "1 to 63 of A-Z a-z 0-9 . - _, the first a letter or digit"},
+	{path: "vm/NAME/ctl", mode: 0o660, kind: text, values: verbs(), read: readName, write: writeVerb},
+	{path: "vm/NAME/config", mode: 0o640, kind: text, values: "PATH VALUE or -PATH, a line each; all of it between begin and end", read: readConfig, open: openConfig},
+	{path: "vm/NAME/status", mode: 0o444, kind: text, values: "stopped starting running paused stopping or failed REASON", read: readStatus},
+	{path: "vm/NAME/info", mode: 0o444, kind: computed, values: "KEY VALUE, a line each", read: readInfo},
+	{path: "vm/NAME/check", mode: 0o440, kind: computed, values: "what a start would say now, a line each; ok if nothing", read: readCheck},
+	{path: "vm/NAME/pending", mode: 0o440, kind: text, values: "PATH NOW NEXT of what waits for the next start", read: readPending},
+	{path: "vm/NAME/err", mode: 0o444, kind: computed, values: "what you were refused last, as in err", read: readErr},
+	{path: "vm/NAME/console.log", mode: 0o440, kind: grows, values: "the last 256 KiB of the console", open: openConsoleLog},
+	{path: "vm/NAME/events.log", mode: 0o440, kind: text, values: "this machine's events among the last of all", read: readEvents},
+	{path: "vm/NAME/do", mode: 0o755, kind: directory, values: "any write does it; the text is the argument"},
+	{path: "vm/NAME/disk", mode: 0o750, kind: directory, values: "mkdir N makes a disk, rmdir removes it, never its image", mkdir: mkdirDisk, rmdir: rmdirDisk},
+	{path: "vm/NAME/disk/N", mode: 0o750, kind: directory, values: "0..15"},
+}
+
+var liveLines = []*line{
+	{path: "live", mode: 0o755, kind: directory, values: "all that waits; open it O_NONBLOCK for an end of file instead"},
+	{path: "live/events", mode: 0o440, kind: stream, values: "events as they come", open: openEvents},
+	{path: "live/wait", mode: 0o444, kind: waits, values: "ends when no machine is active", open: openIdle},
+	{path: "live/vm", mode: 0o755, kind: directory},
+	{path: "live/vm/NAME", mode: 0o755, kind: directory},
+	{path: "live/vm/NAME/console", mode: 0o600, kind: stream, values: "the console: all of this launch, then the rest as it comes; a write is typed", open: openConsole},
+	{path: "live/vm/NAME/events", mode: 0o440, kind: stream, values: "this machine's events as they come", open: openEvents},
+	{path: "live/vm/NAME/wait", mode: 0o444, kind: waits, values: "the status that ended the present launch", open: openEnd},
+}
+
+func each[T any](list []T, f func(T) *line) []*line {
+	var lines []*line
+	for _, v := range list {
+		lines = append(lines, f(v))
+	}
+	return lines
+}
+
+// verbLine is do/VERB. It writes one verb whatever the text is, so that its
+// mode bits grant just that.
+func verbLine(v ctl.Verb) *line {
+	return &line{path: "vm/NAME/do/" + v.Name, mode: 0o660, kind: text, values: strings.TrimPrefix(v.Arg+" "+v.Help, " "),
+		write: func(ctx context.Context, n *node, by ctl.Cred, text string) error {
+			return n.vm.Do(ctx, by, v.Name, text)
+		}}
+}
+
+func attrLine(a ctl.Attr) *line {
+	values := a.Values
+	if a.Default != "" {
+		values += " (" + a.Default + ")"
+	}
+	return &line{path: "vm/NAME/" + a.Name, mode: 0o640, kind: text, values: values, read: readAttr, write: writeAttr}
+}
+
+// phrase is a verb with its argument.
+func phrase(name, arg string) string { return strings.TrimSuffix(name+" "+arg, " ") }
+
+// verbs are what the ctl of a machine takes.
+func verbs() string {
+	words := make([]string, 0, len(ctl.Verbs)+1)
+	for _, v := range ctl.Verbs {
+		words = append(words, phrase(v.Name, v.Arg))
+	}
+	return strings.Join(append(words, removeVerb), ", ")
+}
+
+// daemonVerbs are what the root's ctl takes.
+func daemonVerbs() string {
+	var words []string
+	for _, v := range ctl.DaemonVerbs {
+		words = append(words, phrase(v.Name, v.Arg))
+	}
+	return strings.Join(words, ", ")
+}
