@@ -166,6 +166,10 @@ func (vm *VM) release(l *launch) {
 	}
 }
 
+// adoptWait is how long a daemon waits before it serves for guest processes
+// that do not answer.
+const adoptWait = 500 * time.Millisecond
+
 // adoptAll takes up the guests that run, and records the end of those that
 // ended while no daemon was there.
 func (m *Manager) adoptAll(ctx context.Context) error {
@@ -183,13 +187,15 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 			m.byID[p.ID] = nil // the id is not free
 			continue
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			vm.adopt(ctx, p.PID)
-		}()
+		l := vm.present(p.PID)
+		wg.Go(func() { vm.adopt(l) })
 	}
-	wg.Wait()
+	settled := make(chan struct{})
+	go func() { wg.Wait(); close(settled) }()
+	select {
+	case <-settled:
+	case <-time.After(adoptWait):
+	}
 	for _, vm := range m.VMs() {
 		if d := vm.def.Load(); d.active != 0 && !alive[vm.id] {
 			vm.lostWhileAway(d)
@@ -209,32 +215,34 @@ func (vm *VM) lostWhileAway(d *definition) {
 // adoptTime bounds each try to speak to a guest process that is there.
 const adoptTime = 5 * time.Second
 
-// adopt takes up the guest process of a machine. One that does not answer
-// counts as running, and is tried again until it answers or is gone.
-func (vm *VM) adopt(ctx context.Context, pid int) {
+// present makes a launch of a guest process that is there, as yet unheard of.
+func (vm *VM) present(pid int) *launch {
 	l := &launch{generation: vm.def.Load().generation, pid: pid, ended: make(chan struct{}), gone: make(chan struct{}), undo: func(error) {}}
 	vm.mu.Lock()
+	defer vm.mu.Unlock()
 	vm.launch, vm.state, vm.reason = l, Running, ""
-	vm.mu.Unlock()
-	if vm.tryAdopt(ctx, l) {
-		return
-	}
-	vm.m.surprised("vm %s: its guest process %d does not answer; trying on", vm.Name(), pid)
-	go func() {
-		for !vm.tryAdopt(context.Background(), l) {
-			select {
-			case <-l.gone:
-				vm.finish(l, vm.vanished(l))
-				return
-			case <-time.After(adoptTime):
-			}
+	return l
+}
+
+// adopt takes up the guest process of a machine. One that does not answer
+// counts as running, and is tried again until it answers or is gone.
+func (vm *VM) adopt(l *launch) {
+	for said := false; !vm.tryAdopt(l); said = true {
+		if !said {
+			vm.m.surprised("vm %s: its guest process %d does not answer; trying on", vm.Name(), l.pid)
 		}
-	}()
+		select {
+		case <-l.gone:
+			vm.finish(l, vm.vanished(l))
+			return
+		case <-time.After(adoptTime):
+		}
+	}
 }
 
 // tryAdopt reports whether the matter is settled.
-func (vm *VM) tryAdopt(ctx context.Context, l *launch) bool {
-	ctx, cancel := context.WithTimeout(ctx, adoptTime)
+func (vm *VM) tryAdopt(l *launch) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), adoptTime)
 	defer cancel()
 	g, err := vm.m.Host.Adopt(ctx, vm.id)
 	var st GuestState

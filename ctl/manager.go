@@ -30,7 +30,7 @@ type Manager struct {
 	started  time.Time
 	log      *eventLog
 	refused  refusals
-	onChange func(Change)
+	onChange atomic.Pointer[func(Change)]
 
 	making sync.Mutex // one of mkdir, rmdir, mv and chmod of a machineless file at a time
 	root   rootState
@@ -78,7 +78,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("state %s: %w", o.State, err)
 	}
 	m := &Manager{Options: o, started: time.Now(), log: log, root: root, used: root.serials,
-		byName: map[string]*VM{}, byID: map[uint32]*VM{}, activity: newSignal(), onChange: func(Change) {}}
+		byName: map[string]*VM{}, byID: map[uint32]*VM{}, activity: newSignal()}
 	m.level.Store(logLevels["log info"])
 	log.debug = func(line string) { m.tell(2, "%s", line) }
 	if err := m.load(); err != nil {
@@ -219,7 +219,7 @@ func (m *Manager) Create(by Cred, name string, mode, gid uint32) (*VM, error) {
 	m.byName[name], m.byID[d.id], m.sorted = vm, vm, nil
 	m.mu.Unlock()
 	vm.event("created", by.String(), "")
-	m.onChange(Change{vm, name, Created})
+	m.changed(Change{vm, name, Created})
 	return vm, nil
 }
 
@@ -295,7 +295,7 @@ func (m *Manager) Remove(by Cred, vm *VM) error {
 	delete(m.byID, vm.id)
 	m.sorted = nil
 	m.mu.Unlock()
-	m.onChange(Change{vm, name, Removed})
+	m.changed(Change{vm, name, Removed})
 	return nil
 }
 
@@ -342,7 +342,7 @@ func (m *Manager) Rename(by Cred, vm *VM, name string) error {
 	vm.name.Store(&name)
 	m.mu.Unlock()
 	vm.event("renamed", by.String(), old)
-	m.onChange(Change{vm, old, Renamed})
+	m.changed(Change{vm, old, Renamed})
 	return nil
 }
 
@@ -376,7 +376,7 @@ func (m *Manager) SetAccess(by Cred, path string, c AccessChange) error {
 	m.root = r
 	m.mu.Unlock()
 	m.log.append(0, "-", "access", by.String(), path)
-	m.onChange(Change{nil, path, Policy})
+	m.changed(Change{nil, path, Policy})
 	return nil
 }
 
@@ -397,9 +397,14 @@ func (m *Manager) EventsChanged() time.Time { return m.log.last(0) }
 // OpenEvents reads all events from now on.
 func (m *Manager) OpenEvents() *EventReader { return m.log.reader(nil) }
 
-// OnChange says whom to tell of changes. It is called once, before the first
-// change, and f is called with no lock held.
-func (m *Manager) OnChange(f func(Change)) { m.onChange = f }
+// OnChange says whom to tell of changes; f is called with no lock held.
+func (m *Manager) OnChange(f func(Change)) { m.onChange.Store(&f) }
+
+func (m *Manager) changed(c Change) {
+	if f := m.onChange.Load(); f != nil {
+		(*f)(c)
+	}
+}
 
 // Started is when the daemon began.
 func (m *Manager) Started() time.Time { return m.started }

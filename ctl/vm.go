@@ -114,7 +114,7 @@ func (vm *VM) event(name, user, detail string) {
 	vm.m.log.append(vm.serial, "vm/"+vm.Name(), name, user, detail)
 }
 
-func (vm *VM) notify(w What) { vm.m.onChange(Change{vm, vm.Name(), w}) }
+func (vm *VM) notify(w What) { vm.m.changed(Change{vm, vm.Name(), w}) }
 
 // update changes the definition: f changes a clone, which is saved and takes
 // the place of the old one if f says that it did.
