@@ -89,11 +89,18 @@ func (vm *VM) refresh(l *launch) *Exit {
 
 // vanished is the record of a guest process that ended without one.
 func (vm *VM) vanished(l *launch) *Exit {
-	exit := Exit{Failed: true, Who: "host", How: "the guest process died"}
+	exit := Exit{Failed: true, Who: "host", How: "the guest process died", At: time.Now()}
 	if asked := l.killed.Load(); asked != nil {
-		exit = *asked
+		asked.At = exit.At
+		return asked
 	}
-	exit.At = time.Now()
+	for range 20 { // how is heard from elsewhere, a little later
+		if how, ok := vm.m.died.Load(vm.id); ok {
+			exit.How += ": " + how.(string)
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	return &exit
 }
 

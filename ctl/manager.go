@@ -41,6 +41,7 @@ type Manager struct {
 	byID   map[uint32]*VM
 	sorted []*VM // by name; nil when it has to be made again
 
+	died     sync.Map       // words of Exited, by id
 	behind   sync.WaitGroup // writes that nobody waits for but Close
 	level    atomic.Int32   // of the log
 	draining atomic.Bool
@@ -91,6 +92,11 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	m.log.append(0, "-", "serving", "-", o.Version)
 	return m, nil
 }
+
+// Exited says how the guest process of a machine ended, in words, as soon as
+// that is known. It decides nothing: that a guest is gone is heard from the
+// end of the conversation with it.
+func (m *Manager) Exited(id uint32, how string) { m.died.Store(id, how) }
 
 // Close waits until what was done is written. Guests run on; the caller ends
 // the process.

@@ -164,6 +164,7 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 		return err
 	}
 	atStep(vm.m.State, "spawn")
+	vm.m.died.Delete(vm.id)
 	g, pid, err := vm.m.Host.Spawn(ctx, vm.id, spec.Accel)
 	if err != nil {
 		return err

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"vmfs/ctl"
+	"vmfs/fs"
+	"vmfs/fs/fuse"
+	"vmfs/priv"
+	"vmfs/priv/confine"
+	"vmfs/priv/wire"
+	"vmfs/vmm"
+)
+
+// aliveEvery is how often core shows that it works.
+const aliveEvery = 2 * time.Second
+
+// core is the role that serves users: it decides, and asks priv to act. Its
+// descriptors are 3, the conversation with priv, and 4, the mounted tree. It
+// gives up whatever it could do besides before it looks at anything, and ends
+// when priv does.
+func core(args []string) error {
+	if len(args) != 4 {
+		return fmt.Errorf("core: %d arguments, want 4: it is started by vmfs serve", len(args))
+	}
+	mount, state, run, version := args[0], args[1], args[2], args[3]
+	conn, err := wire.NewConn(os.NewFile(3, "priv"))
+	if err != nil {
+		return err
+	}
+	if err := sealCore(state, run); err != nil {
+		return err
+	}
+	var d daemon
+	client, err := priv.NewClient(conn, d.exited)
+	if err != nil {
+		return err
+	}
+	go func() {
+		<-client.Done()
+		d.close()
+		os.Exit(0)
+	}()
+	ctx := context.Background()
+	m, err := ctl.Open(ctx, ctl.Options{State: state, Version: version, Host: &host{client, run}, Log: logLine})
+	if err != nil {
+		return err
+	}
+	d.set(m)
+	go beat(ctx, client, m)
+	return serveTree(ctx, client, m, mount)
+}
+
+// sealCore leaves this process what confine's table for core says.
+func sealCore(state, run string) error {
+	paths, err := confine.Bind(confine.Core.Paths, map[string]string{"STATE": state, "RUN": run})
+	if err != nil {
+		return err
+	}
+	if err := confine.NoNewPrivs(); err != nil {
+		return err
+	}
+	if err := confine.Keep(confine.Core.Capabilities); err != nil {
+		return err
+	}
+	if err := confine.Landlock(paths); err != nil {
+		return err
+	}
+	return confine.Seccomp(confine.Core)
+}
+
+// serveTree serves m on the descriptor that priv mounted, until that ends.
+func serveTree(ctx context.Context, client *priv.Client, m *ctl.Manager, mount string) error {
+	tree := fs.New(m)
+	server, err := fuse.Serve("/dev/fd/4", tree.Root(), fuse.Options{Log: logLine})
+	if err != nil {
+		return err
+	}
+	tree.Watch(server.Changed)
+	if err := client.Serving(ctx); err != nil {
+		return err
+	}
+	server.Wait()
+	// Priv took the mount away, and will say why by hanging up.
+	select {
+	case <-client.Done():
+		m.Close()
+		return nil
+	case <-time.After(10 * time.Second):
+		return fmt.Errorf("core: %s was unmounted by somebody else", mount)
+	}
+}
+
+// daemon is what priv's news are told to, once it is there.
+type daemon struct {
+	mu sync.Mutex
+	m  *ctl.Manager
+}
+
+func (d *daemon) set(m *ctl.Manager) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.m = m
+}
+
+func (d *daemon) exited(id uint32, how string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.m != nil {
+		d.m.Exited(id, how)
+	}
+}
+
+func (d *daemon) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.m != nil {
+		d.m.Close()
+	}
+}
+
+// beat tells priv that core works, as long as its locks can be had.
+func beat(ctx context.Context, client *priv.Client, m *ctl.Manager) {
+	for {
+		for _, vm := range m.VMs() {
+			vm.Active()
+		}
+		if client.Alive(ctx) != nil {
+			return
+		}
+		time.Sleep(aliveEvery)
+	}
+}
+
+func logLine(format string, args ...any) { fmt.Fprintf(os.Stderr, "vmfs: "+format+"\n", args...) }
+
+// host is ctl's Host: priv, and the guests that it starts.
+type host struct {
+	*priv.Client
+	run string
+}
+
+// Spawn starts a guest process and connects to it.
+func (h *host) Spawn(ctx context.Context, id uint32, accel string) (ctl.Guest, int, error) {
+	pid, err := h.Client.Spawn(ctx, id, accel)
+	if err != nil {
+		return nil, 0, err
+	}
+	g, err := h.Adopt(ctx, id)
+	return g, pid, err
+}
+
+// Adopt connects to the guest process that listens for machine id.
+func (h *host) Adopt(ctx context.Context, id uint32) (ctl.Guest, error) {
+	path := filepath.Join(h.run, "guest", strconv.FormatUint(uint64(id), 10))
+	return vmm.Dial(ctx, path, id, confine.GuestUID+id)
+}
