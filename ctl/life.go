@@ -129,6 +129,7 @@ func (vm *VM) rebooted(l *launch) {
 // finish records the end of a launch: its console and its exit record are
 // kept before the guest process is let go.
 func (vm *VM) finish(l *launch, how *Exit) {
+	l.finished.Store(true)
 	vm.keepConsole(l)
 	exit := *how
 	exit.How, exit.Who = oneLine(exit.How), oneWord(exit.Who)

@@ -22,6 +22,7 @@ type launch struct {
 	ended      chan struct{}           // closed when the end is recorded
 	status     string                  // the status that ended it, once ended
 	killed     atomic.Pointer[Exit]    // what to record if the process just vanishes
+	finished   atomic.Bool             // its end is being recorded
 	gone       chan struct{}           // closed by lost
 	goneOnce   sync.Once
 
@@ -393,7 +394,7 @@ func (vm *VM) ran(ctx context.Context, l *launch) error {
 
 func (vm *VM) recordActive(l *launch) {
 	_, err := vm.update(func(d *definition) (bool, error) {
-		if d.generation != l.generation || isClosed(l.ended) {
+		if l.finished.Load() {
 			return false, nil
 		}
 		d.active, d.failed = l.generation, ""

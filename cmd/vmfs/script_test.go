@@ -1,4 +1,4 @@
-package main
+package main_test
 
 // The sessions in testdata are shell lines that a user could type, run
 // against a real mount with real guests. They need root, FUSE, QEMU and the
@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -22,6 +23,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"vmfs/ctl"
 )
 
 func TestMain(m *testing.M) {
@@ -29,33 +32,78 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	run(t, testscript.Params{Dir: "testdata"})
+}
+
+// TestKillpoints ends core, priv and both at each step of a start, with a
+// program that stands still there, and wants a machine that starts again and
+// nothing left over.
+func TestKillpoints(t *testing.T) {
+	dir := t.TempDir()
+	var scripts []string
+	for i, step := range ctl.Steps {
+		for victim, again := range map[string]string{"core": "", "serve": "serve", "serve core": "serve"} {
+			script := fmt.Sprintf(killpoint, step, victim, again)
+			path := fmt.Sprintf("%s/%d-%s-%s.txt", dir, i, step, strings.ReplaceAll(victim, " ", "-"))
+			if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			scripts = append(scripts, path)
+		}
+	}
+	slices.Sort(scripts)
+	run(t, testscript.Params{Files: scripts}, "-tags", "killpoints")
+}
+
+const killpoint = `
+# kill -9 of %[2]s at the step %[1]s of a start
+serve
+ok 'debian a; echo %[1]s >$STATE/killpoint'
+leaks before
+exec bash -c 'timeout 20 bash -c "echo start >$MNT/vm/a/ctl"; true' &starter&
+until 10 'grep -qx "at step %[1]s" $WORK/serve.log'
+ok 'rm $STATE/killpoint'
+killrole %[2]s
+%[3]s
+wait starter
+until 10 'grep -qxE "stopped|running|failed .*" $MNT/vm/a/status'
+ok 'echo kill >$MNT/vm/a/ctl; echo clear-failed >$MNT/vm/a/ctl'
+until 15 'echo start >$MNT/vm/a/ctl'
+says '^running$' 'cat $MNT/vm/a/status'
+ok 'echo kill >$MNT/vm/a/ctl'
+leaks after
+`
+
+// run runs scripts against the program, built with flags, or skips them.
+func run(t *testing.T, p testscript.Params, flags ...string) {
 	kernel, initrd := requirements(t)
 	program := filepath.Join(t.TempDir(), "vmfs")
-	build(t, program)
-	testscript.Run(t, testscript.Params{
-		Dir:   "testdata",
-		Setup: func(env *testscript.Env) error { return setUp(env, program, kernel, initrd) },
-		Condition: func(cond string) (bool, error) {
-			path, ok := strings.CutPrefix(cond, "exists:")
-			if !ok {
-				return false, fmt.Errorf("no such condition")
-			}
-			_, err := os.Stat(path)
-			return err == nil, nil
-		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve":    serve,
-			"term":     term,
-			"killrole": killRole,
-			"ok":       ok,
-			"refused":  refused,
-			"says":     says,
-			"until":    until,
-			"within":   within,
-			"leaks":    leaks,
-			"bootable": bootable,
-		},
-	})
+	build(t, program, flags...)
+	p.Setup = func(env *testscript.Env) error { return setUp(env, program, kernel, initrd) }
+	p.Condition = exists
+	p.Cmds = map[string]func(*testscript.TestScript, bool, []string){
+		"serve":    serve,
+		"term":     term,
+		"killrole": killRole,
+		"ok":       ok,
+		"refused":  refused,
+		"says":     says,
+		"until":    until,
+		"within":   within,
+		"leaks":    leaks,
+		"bootable": bootable,
+	}
+	testscript.Run(t, p)
+}
+
+// exists is the condition [exists:PATH].
+func exists(cond string) (bool, error) {
+	path, ok := strings.CutPrefix(cond, "exists:")
+	if !ok {
+		return false, fmt.Errorf("no such condition")
+	}
+	_, err := os.Stat(path)
+	return err == nil, nil
 }
 
 // requirements skips, with the reason, where the sessions cannot run, or
@@ -99,8 +147,9 @@ func guestFile(variable, path string) string {
 
 // build makes the program as it is shipped: static, since what restricts all
 // threads at once needs that. The race detector cannot be in it.
-func build(t *testing.T, to string) {
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", to, ".")
+func build(t *testing.T, to string, flags ...string) {
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", to}, flags...)
+	cmd := exec.Command("go", append(args, ".")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
@@ -405,7 +454,7 @@ func arguments(ts *testscript.TestScript, neg bool, args []string, n int, usage 
 }
 
 // leaks before remembers what the daemon holds; leaks after wants the same
-// again, a few seconds later at most. Both want a daemon and no guest.
+// again, some seconds later at most. Both want a daemon and no guest.
 func leaks(ts *testscript.TestScript, neg bool, args []string) {
 	arguments(ts, neg, args, 1, "leaks before|after")
 	s := stageOf(ts)
@@ -415,7 +464,7 @@ func leaks(ts *testscript.TestScript, neg bool, args []string) {
 		return
 	}
 	var now string
-	for range 60 {
+	for range 150 {
 		if now = s.holdings(); now == s.before {
 			return
 		}
