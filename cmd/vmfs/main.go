@@ -1,0 +1,57 @@
+// Vmfs serves virtual machines as a file tree: mkdir makes one, echo starts
+// it, cat watches it. One program is all of its roles; serve starts the
+// others, which say in their own packages what they trust and cannot do.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"vmfs/priv"
+)
+
+const version = "0.1"
+
+const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]...
+       vmfs version
+`
+
+func main() {
+	verb := ""
+	if len(os.Args) > 1 {
+		verb = os.Args[1]
+	}
+	switch verb {
+	case "serve":
+		os.Exit(serve(os.Args[2:]))
+	case "version":
+		fmt.Println("vmfs", version)
+
+	// The roles that serve starts: each has its socket as descriptor 3.
+	case "core":
+		rename("vmfs core")
+		if err := core(os.Args[2:]); err != nil {
+			os.Exit(fail(err))
+		}
+	case "opener":
+		rename("vmfs opener")
+		os.Exit(priv.Opener())
+
+	case "help", "-h", "-help", "--help":
+		fmt.Print(usage)
+	default:
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	}
+}
+
+// fail says on standard error why something did not work; the result is the
+// exit status.
+func fail(err error) int {
+	fmt.Fprintf(os.Stderr, "vmfs: %v\n", err)
+	return 1
+}
+
+// rename makes ps(1) and top(1) show a role by its name: it was executed as
+// /proc/self/exe. Where that does not work, nothing is lost.
+func rename(name string) { os.WriteFile("/proc/self/comm", []byte(name), 0) }

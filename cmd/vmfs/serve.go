@@ -1,0 +1,41 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+
+	"vmfs/priv"
+)
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+// serve is the daemon: this process is the role priv.
+func serve(args []string) int {
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	flags.Usage = func() { fmt.Fprint(os.Stderr, usage) }
+	o := priv.Options{Version: version}
+	flags.StringVar(&o.Mount, "m", priv.DefaultMount, "")
+	flags.StringVar(&o.State, "state", priv.DefaultState, "")
+	flags.StringVar(&o.Run, "run", priv.DefaultRun, "")
+	flags.Var((*list)(&o.Images), "images", "")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "vmfs: serve: %q is too much\n%s", flags.Arg(0), usage)
+		return 2
+	}
+	if o.Images == nil {
+		o.Images = priv.DefaultImages
+	}
+	if err := priv.Serve(o); err != nil {
+		return fail(err)
+	}
+	return 0
+}

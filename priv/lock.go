@@ -1,0 +1,89 @@
+package priv
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// lock is RUN/lock, held for as long as a daemon serves. It contains the
+// daemon's pid.
+type lock struct{ f *os.File }
+
+// takeLock takes the lock of the run directory, or names who has it.
+func takeLock(run string) (*lock, error) {
+	path := run + "/lock"
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			defer f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("already served by process %s (%s)", readPID(f), path)
+			}
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		if !same(f, path) {
+			f.Close() // the holder removed it meanwhile
+			continue
+		}
+		l := &lock{f}
+		if err := l.write(); err != nil {
+			l.release()
+			return nil, err
+		}
+		return l, nil
+	}
+}
+
+func (l *lock) write() error {
+	if err := l.f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := l.f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
+// release removes the lock's file while it is still locked.
+func (l *lock) release() {
+	os.Remove(l.f.Name())
+	l.f.Close()
+}
+
+// same reports whether path is f.
+func same(f *os.File, path string) bool {
+	a, err1 := f.Stat()
+	b, err2 := os.Lstat(path)
+	return err1 == nil && err2 == nil && os.SameFile(a, b)
+}
+
+// lockHolder names the pid of the daemon that serves from the run directory,
+// "" if none does.
+func lockHolder(run string) string {
+	f, err := os.OpenFile(run+"/lock", os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		return ""
+	}
+	return readPID(f)
+}
+
+// readPID reads the pid in a lock, for a message.
+func readPID(f *os.File) string {
+	b, err := io.ReadAll(io.LimitReader(f, 32))
+	pid := strings.TrimSpace(string(b))
+	if _, bad := strconv.ParseUint(pid, 10, 31); err != nil || bad != nil {
+		return "unknown"
+	}
+	return pid
+}

@@ -1,0 +1,149 @@
+package priv
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"vmfs/ctl"
+	"vmfs/priv/wire"
+)
+
+const (
+	openTime    = 2 * time.Second // that an opener gets
+	maxHung     = 32              // openers that were killed and are not gone
+	maxHungEach = 4               // the same, of one user
+)
+
+// openers starts the openers and counts those that do not end: a killed
+// process stays for as long as the file system does that holds it.
+type openers struct {
+	dirs []string // -images
+
+	mu   sync.Mutex
+	hung map[uint32]int // by user
+	all  int            // the sum
+}
+
+func newOpeners(dirs []string) *openers {
+	return &openers{dirs: dirs, hung: make(map[uint32]int)}
+}
+
+// open opens the wants with the rights of a user; the caller closes the files.
+func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) ([]*os.File, []string, error) {
+	if err := o.refuse(uid); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTime)
+	defer cancel()
+	cmd := role("opener")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	conn, err := startRole(cmd)
+	if err != nil {
+		return nil, nil, fmt.Errorf("opener: %w", err)
+	}
+	gone := make(chan struct{})
+	go func() { cmd.Wait(); close(gone) }()
+	stop := context.AfterFunc(ctx, func() {
+		cmd.Process.Kill()
+		conn.Close()
+		o.await(uid, gone)
+	})
+	files, formats, err := askOpener(conn, openRequest{uid, o.dirs, wants})
+	if stop() {
+		conn.Close()
+		return files, formats, err
+	}
+	closeAll(files)
+	return nil, nil, ctl.Errorf(syscall.ETIMEDOUT, "open %s as %s: the file system did not answer within %v", wants[0].Path, userName(uid), openTime)
+}
+
+// refuse says no to a user of whose openers too many hang already.
+func (o *openers) refuse(uid uint32) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.all < maxHung && o.hung[uid] < maxHungEach {
+		return nil
+	}
+	return ctl.Errorf(syscall.EAGAIN, "open as %s: %d earlier openers of his, %d in all, hang on file systems that do not answer", userName(uid), o.hung[uid], o.all)
+}
+
+// await counts an opener that was killed for as long as it is there.
+func (o *openers) await(uid uint32, gone <-chan struct{}) {
+	o.count(uid, 1)
+	<-gone
+	o.count(uid, -1)
+}
+
+func (o *openers) count(uid uint32, n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.all += n
+	if o.hung[uid] += n; o.hung[uid] == 0 {
+		delete(o.hung, uid)
+	}
+}
+
+func askOpener(conn *wire.Conn, req openRequest) ([]*os.File, []string, error) {
+	if err := conn.Send(nil, req.fields()...); err != nil {
+		return nil, nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
+	}
+	m, err := conn.Recv()
+	if err != nil {
+		return nil, nil, ctl.Errorf(syscall.EIO, "open %s: the opener ended: %v", req.wants[0].Path, err)
+	}
+	formats, err := parseOpened(m.Fields, len(m.Files), len(req.wants))
+	if err != nil {
+		m.Close()
+		return nil, nil, err
+	}
+	return m.Files, formats, nil
+}
+
+// parseOpened reads an opener's answer, which has a user's rights and so may
+// be that user's: want formats and files, or an error.
+func parseOpened(fields []string, files, want int) (formats []string, err error) {
+	switch {
+	case len(fields) == 3 && fields[0] == "error" && files == 0:
+		errno, ok := errnoNamed(fields[1])
+		if !ok {
+			break
+		}
+		return nil, &ctl.Error{Errno: errno, Reason: oneLine(clip(fields[2]))}
+	case fields[0] == "ok" && len(fields) == 1+want && files == want:
+		for _, f := range fields[1:] {
+			if f != "raw" && f != "qcow2" {
+				return nil, errOpened
+			}
+		}
+		return fields[1:], nil
+	}
+	return nil, errOpened
+}
+
+var errOpened = ctl.Errorf(syscall.EIO, "open: the opener's answer is not one")
+
+// startRole starts another role with one end of a socket as descriptor 3.
+func startRole(cmd *exec.Cmd, more ...*os.File) (*wire.Conn, error) {
+	conn, theirs, err := wire.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	cmd.ExtraFiles = append([]*os.File{theirs}, more...)
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,407 @@
+package priv
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vmfs/ctl"
+	"vmfs/priv/confine"
+	"vmfs/priv/wire"
+)
+
+// The opener is a process for one request: it becomes a user and opens files
+// with that user's rights. What it reads of them is eight bytes. A file
+// system that never answers holds the opener up, and nobody else: priv waits
+// for it for openTime.
+//
+// priv says
+//
+//	open UID N DIRECTORY... (ro|rw PATH)...
+//
+// with the N directories below which root's own files must lie, and is
+// answered "ok FORMAT..." with the files, or "error ERRNO reason".
+
+// openRequest is the one request of an opener.
+type openRequest struct {
+	uid   uint32
+	dirs  []string // for uid 0
+	wants []ctl.Want
+}
+
+func (r openRequest) fields() []string {
+	f := []string{"open", strconv.FormatUint(uint64(r.uid), 10), strconv.Itoa(len(r.dirs))}
+	return append(append(f, r.dirs...), wantArgs(r.wants)...)
+}
+
+func parseOpenRequest(fields []string) (openRequest, error) {
+	if len(fields) < 3 || fields[0] != "open" {
+		return openRequest{}, errors.New("not a request to open")
+	}
+	uid, err := parseUID(fields[1])
+	if err != nil {
+		return openRequest{}, err
+	}
+	n, err := strconv.Atoi(fields[2])
+	if err != nil || n < 0 || n > len(fields)-3 {
+		return openRequest{}, fmt.Errorf("%.40q directories", fields[2])
+	}
+	dirs, rest := fields[3:3+n], fields[3+n:]
+	for _, d := range dirs {
+		if !filepath.IsAbs(d) {
+			return openRequest{}, fmt.Errorf("%.80q is no absolute path", d)
+		}
+	}
+	wants, err := parseWants(rest)
+	return openRequest{uid, dirs, wants}, err
+}
+
+// Opener is the main of the role opener; its socket is descriptor 3. It
+// returns the exit status.
+func Opener() int {
+	conn, err := wire.NewConn(os.NewFile(3, "priv"))
+	if err != nil {
+		return 1
+	}
+	defer conn.Close()
+	files, formats, err := openOnce(conn)
+	if err != nil {
+		conn.Send(nil, "error", unix.ErrnoName(ctl.Errno(err)), clip(err.Error()))
+		return 1
+	}
+	if err := conn.Send(files, append([]string{"ok"}, formats...)...); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func openOnce(conn *wire.Conn) ([]*os.File, []string, error) {
+	if err := confine.NoNewPrivs(); err != nil {
+		return nil, nil, err
+	}
+	if err := confine.Keep(confine.Opener.Capabilities); err != nil {
+		return nil, nil, err
+	}
+	m, err := conn.Recv()
+	if err != nil {
+		return nil, nil, err
+	}
+	m.Close()
+	req, err := parseOpenRequest(m.Fields)
+	if err != nil {
+		return nil, nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
+	}
+	o, err := newOpener(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	return o.all(req.wants)
+}
+
+// opener is the process after it became the user.
+type opener struct {
+	who    string   // for messages
+	within []string // resolved directories that bound the paths; nil: no bound
+	uid    uint32
+}
+
+func newOpener(req openRequest) (*opener, error) {
+	o := &opener{uid: req.uid, who: userName(req.uid)}
+	if req.uid == 0 {
+		o.within = resolve(req.dirs)
+	}
+	gid, groups, err := groupsOf(req.uid)
+	if err != nil {
+		return nil, err
+	}
+	if err := confine.Become(req.uid, gid, groups); err != nil {
+		return nil, err
+	}
+	return o, confine.Seccomp(confine.Opener)
+}
+
+// userName is a name for messages; a number where /etc/passwd has none.
+func userName(uid uint32) string {
+	number := strconv.FormatUint(uint64(uid), 10)
+	if u, err := user.LookupId(number); err == nil {
+		return u.Username
+	}
+	return "user " + number
+}
+
+// groupsOf asks the host's id(1), and so whatever nsswitch.conf names, for
+// the groups that a user has now; the first is his own. It runs as nobody.
+// EACCES for a user who is no more.
+func groupsOf(uid uint32) (gid uint32, groups []uint32, err error) {
+	if uid == 0 {
+		return 0, []uint32{0}, nil
+	}
+	const id = "/usr/bin/id"
+	cmd := &exec.Cmd{
+		Path: id, Args: []string{"id", "-G", "--", fmt.Sprintf("+%d", uid)}, // + : a number, whatever names there are
+		Env: []string{"LC_ALL=C"}, Dir: "/",
+		SysProcAttr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}},
+	}
+	out, err := cmd.Output()
+	var status *exec.ExitError
+	if errors.As(err, &status) {
+		return 0, nil, ctl.Errorf(syscall.EACCES, "user %d: no such user", uid)
+	}
+	if err != nil {
+		return 0, nil, ctl.Errorf(syscall.EACCES, "groups of user %d: %s: %v", uid, id, err)
+	}
+	groups, err = parseGroups(string(out))
+	if err != nil {
+		return 0, nil, ctl.Errorf(syscall.EACCES, "groups of user %d: %s: %v", uid, id, err)
+	}
+	return groups[0], groups, nil
+}
+
+// nobody is who programs of the host run as, when they are only asked
+// something.
+const nobody = 65534
+
+func parseGroups(text string) ([]uint32, error) {
+	var groups []uint32
+	for _, f := range strings.Fields(text) {
+		n, err := strconv.ParseUint(f, 10, 32)
+		if err != nil || n == 1<<32-1 {
+			return nil, fmt.Errorf("%.40q is no gid", f)
+		}
+		groups = append(groups, uint32(n))
+	}
+	if len(groups) == 0 || len(groups) > 1<<16 {
+		return nil, fmt.Errorf("%d groups", len(groups))
+	}
+	return groups, nil
+}
+
+// resolve finds where the directories really lie; one that is not there, or
+// that lies behind a link which is not root's, bounds nothing.
+func resolve(dirs []string) []string {
+	resolved := []string{} // not nil: no directory allows no path
+	for _, d := range dirs {
+		if real, err := filepath.EvalSymlinks(d); err == nil && rootsLinks(d) {
+			resolved = append(resolved, real)
+		}
+	}
+	return resolved
+}
+
+// rootsLinks reports whether every symbolic link that d names is root's.
+func rootsLinks(d string) bool {
+	for d = filepath.Clean(d); d != "/"; d = filepath.Dir(d) {
+		var st unix.Stat_t
+		if err := unix.Lstat(d, &st); err != nil || st.Mode&unix.S_IFMT == unix.S_IFLNK && st.Uid != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// all opens every want or none.
+func (o *opener) all(wants []ctl.Want) (files []*os.File, formats []string, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
+	for _, w := range wants {
+		f, format, err := o.open(w)
+		if err != nil {
+			return files, nil, err
+		}
+		files, formats = append(files, f), append(formats, format)
+	}
+	return files, formats, nil
+}
+
+// open finds the file without opening it, looks what it is, and opens what it
+// looked at.
+func (o *opener) open(w ctl.Want) (*os.File, string, error) {
+	found, err := unix.Openat2(unix.AT_FDCWD, w.Path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, "", o.refused(w, err)
+	}
+	defer unix.Close(found)
+	before, err := o.look(w, found)
+	if err != nil {
+		return nil, "", err
+	}
+	mode := os.O_RDONLY
+	if w.Write {
+		mode = os.O_RDWR
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", found), mode|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, "", o.refused(w, err)
+	}
+	f := os.NewFile(uintptr(fd), w.Path)
+	format, err := o.settle(w, fd, before)
+	if err != nil {
+		f.Close()
+		return nil, "", err
+	}
+	return f, format, nil
+}
+
+// look decides about a file that is found but not open.
+func (o *opener) look(w ctl.Want, found int) (st unix.Stat_t, err error) {
+	if err := o.notFUSE(w, found); err != nil { // first: fstat would ask it
+		return st, err
+	}
+	if err := o.bounded(w, found); err != nil {
+		return st, err
+	}
+	if err := unix.Fstat(found, &st); err != nil {
+		return st, o.refused(w, err)
+	}
+	if what := kind(st.Mode); what != "" {
+		return st, ctl.Errorf(syscall.EINVAL, "open %s: is %s, not a regular file", w.Path, what)
+	}
+	return st, nil
+}
+
+// kind says in words what is not a regular file.
+func kind(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return ""
+	case unix.S_IFDIR:
+		return "a directory"
+	case unix.S_IFIFO:
+		return "a FIFO"
+	case unix.S_IFSOCK:
+		return "a socket"
+	case unix.S_IFLNK:
+		return "a symbolic link"
+	}
+	return "a device"
+}
+
+// notFUSE refuses a file that an ordinary user serves: even to close it asks
+// him, and whoever holds it then waits for as long as he likes. What it asks
+// is the kernel alone.
+func (o *opener) notFUSE(w ctl.Want, found int) error {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", found))
+	if err != nil {
+		return o.refused(w, err)
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return o.refused(w, err)
+	}
+	id := mountID(string(info))
+	for i := range mounts {
+		if mounts[i].id != id {
+			continue
+		}
+		if uid, fuse := mounts[i].owner(); fuse && uid != "0" {
+			return ctl.Errorf(syscall.EINVAL, "open %s: lies on a FUSE file system of user %s, who could hold up whoever has it open", w.Path, uid)
+		}
+		return nil
+	}
+	return ctl.Errorf(syscall.EINVAL, "open %s: lies on no mount that can be seen", w.Path)
+}
+
+// mountID takes the mount's number out of an fdinfo file, 0 if it has none.
+func mountID(fdinfo string) int {
+	for line := range strings.Lines(fdinfo) {
+		if rest, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			id, err := strconv.Atoi(strings.TrimSpace(rest))
+			if err != nil {
+				return 0
+			}
+			return id
+		}
+	}
+	return 0
+}
+
+// bounded refuses a path of root's that really lies elsewhere than below the
+// directories that root listed.
+func (o *opener) bounded(w ctl.Want, found int) error {
+	if o.within == nil {
+		return nil
+	}
+	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", found))
+	if err != nil {
+		return o.refused(w, err)
+	}
+	for _, dir := range o.within {
+		if strings.HasPrefix(real, strings.TrimSuffix(dir, "/")+"/") {
+			return nil
+		}
+	}
+	return ctl.Errorf(syscall.EACCES, "open %s: root's own files only below -images: %s", w.Path, strings.Join(o.within, " "))
+}
+
+// settle makes an open file ready to be handed over and says its format.
+func (o *opener) settle(w ctl.Want, fd int, before unix.Stat_t) (string, error) {
+	var after unix.Stat_t
+	if err := unix.Fstat(fd, &after); err != nil {
+		return "", o.refused(w, err)
+	}
+	if after.Dev != before.Dev || after.Ino != before.Ino || kind(after.Mode) != "" {
+		return "", ctl.Errorf(syscall.EINVAL, "open %s: became another file meanwhile", w.Path)
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^unix.O_NONBLOCK)
+	}
+	if err != nil {
+		return "", o.refused(w, err)
+	}
+	var head [8]byte
+	n, err := unix.Pread(fd, head[:], 0)
+	if err != nil {
+		return "", o.refused(w, err)
+	}
+	return format(head[:n]), nil
+}
+
+// format tells a qcow2 image, version 2 or 3, from anything else, which is raw.
+func format(head []byte) string {
+	if len(head) == 8 && bytes.HasPrefix(head, []byte("QFI\xfb\x00\x00\x00")) && (head[7] == 2 || head[7] == 3) {
+		return "qcow2"
+	}
+	return "raw"
+}
+
+// refused puts a system call's error into the contract's numbers and words.
+func (o *opener) refused(w ctl.Want, err error) error {
+	errno := ctl.Errno(err)
+	reason := errno.Error()
+	switch errno {
+	case syscall.ENOTDIR:
+		errno = syscall.ENOENT
+	case syscall.EPERM, syscall.EROFS:
+		errno = syscall.EACCES
+	case syscall.ELOOP:
+		errno, reason = syscall.EINVAL, "too many symbolic links, or one of /proc's"
+	case syscall.ENAMETOOLONG, syscall.ENXIO, syscall.EISDIR:
+		errno = syscall.EINVAL
+	case syscall.ETXTBSY:
+		errno = syscall.EBUSY
+	}
+	return ctl.Errorf(errno, "open %s as %s: %s", w.Path, o.who, reason)
+}
+
+// maxReason bounds a sentence that another process said, in bytes. Quoting
+// makes at most four of one.
+const maxReason = 8 << 10
+
+func clip(s string) string { return s[:min(len(s), maxReason)] }

@@ -1,0 +1,174 @@
+package priv
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+
+	"vmfs/ctl"
+)
+
+// verb is one thing that core may ask for.
+type verb struct {
+	name, args string
+	why        string // reason that priv does it, and its bound
+	// parse makes an act of the arguments, without doing anything. An error
+	// is what a working core never sends.
+	parse func(args []string) (act, error)
+}
+
+// act does what a request asks for.
+type act func(context.Context, *server) (reply, error)
+
+// reply is an answer. Once it is sent, the files are closed and then is called.
+type reply struct {
+	fields []string
+	files  []*os.File
+	then   func()
+}
+
+// verbs is all that core may ask for.
+var verbs = []verb{
+	{"open", "UID (ro|rw PATH)...", "only a user's own rights open his files; root's only below -images", parseOpen},
+	{"spawn", "ID kvm|tcg", "namespaces and the guest's uid need root; one guest an id", parseSpawn},
+	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", parseGuests},
+	{"end", "ID", "a guest has another uid than core; only one that the records name", parseEnd},
+	{"engines", "", "/dev/kvm may be root's; QEMU is run as nobody, for its version", none(engineList)},
+	{"alive", "", "a core that is silent for 10 s hangs, and is replaced", none(nothing)},
+	{"serving", "", "the tree is there: says so to who started the daemon", none(serving)},
+	{"draining", "", "guests are being stopped: a SIGTERM waits for shutdown", none(draining)},
+	{"shutdown", "", "ends the daemon; guests that are left run on", none(shutdown)},
+}
+
+// parseRequest finds the verb and parses its arguments.
+func parseRequest(name string, args []string) (act, error) {
+	for _, v := range verbs {
+		if v.name != name {
+			continue
+		}
+		do, err := v.parse(args)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return do, nil
+	}
+	return nil, fmt.Errorf("%.40q: no such verb", name)
+}
+
+// count refuses another number of arguments.
+func count(args []string, n int) error {
+	if len(args) != n {
+		return fmt.Errorf("%d arguments, want %d", len(args), n)
+	}
+	return nil
+}
+
+// none is the parse of a verb without arguments.
+func none(do act) func([]string) (act, error) {
+	return func(args []string) (act, error) { return do, count(args, 0) }
+}
+
+func parseOpen(args []string) (act, error) {
+	if len(args) == 0 {
+		return nil, count(args, 1)
+	}
+	uid, err := parseUID(args[0])
+	if err != nil {
+		return nil, err
+	}
+	wants, err := parseWants(args[1:])
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, s *server) (reply, error) {
+		files, formats, err := s.openers.open(ctx, uid, wants)
+		return reply{fields: formats, files: files}, err
+	}, nil
+}
+
+func parseSpawn(args []string) (act, error) {
+	if err := count(args, 2); err != nil {
+		return nil, err
+	}
+	id, err := parseID(args[0])
+	if err != nil {
+		return nil, err
+	}
+	accel := args[1]
+	if accel != "kvm" && accel != "tcg" {
+		return nil, fmt.Errorf("%.40q is neither kvm nor tcg", accel)
+	}
+	return func(ctx context.Context, s *server) (reply, error) {
+		pid, err := s.guests.spawn(id, accel)
+		return reply{fields: []string{strconv.Itoa(pid)}}, err
+	}, nil
+}
+
+// guestsPage is how many guests an answer names.
+const guestsPage = 100
+
+func parseGuests(args []string) (act, error) {
+	if err := count(args, 1); err != nil {
+		return nil, err
+	}
+	after := uint32(0)
+	if args[0] != "0" {
+		id, err := parseID(args[0])
+		if err != nil {
+			return nil, err
+		}
+		after = id
+	}
+	return func(ctx context.Context, s *server) (reply, error) {
+		var r reply
+		live, err := s.guests.list(after, guestsPage)
+		for _, g := range live {
+			r.fields = append(r.fields, strconv.FormatUint(uint64(g.ID), 10), strconv.Itoa(g.PID))
+		}
+		return r, err
+	}, nil
+}
+
+func parseEnd(args []string) (act, error) {
+	if err := count(args, 1); err != nil {
+		return nil, err
+	}
+	id, err := parseID(args[0])
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, s *server) (reply, error) {
+		err := s.guests.end(id)
+		if err != nil {
+			err = ctl.Errorf(syscall.ETIMEDOUT, "%v", err)
+		}
+		return reply{}, err
+	}, nil
+}
+
+func engineList(ctx context.Context, s *server) (reply, error) {
+	e := s.engines.find()
+	kvm := "no"
+	if e.KVM {
+		kvm = "yes"
+	}
+	return reply{fields: []string{e.QEMU, e.QEMUVersion, kvm, e.KVMReason}}, nil
+}
+
+func nothing(context.Context, *server) (reply, error) { return reply{}, nil }
+
+func serving(ctx context.Context, s *server) (reply, error) {
+	s.ready.Do(s.announce)
+	return reply{}, nil
+}
+
+func draining(ctx context.Context, s *server) (reply, error) {
+	s.draining.Store(true)
+	return reply{}, nil
+}
+
+func shutdown(ctx context.Context, s *server) (reply, error) {
+	return reply{then: func() { s.shutdown.Do(func() { close(s.ending) }) }}, nil
+}
