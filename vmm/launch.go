@@ -1,0 +1,317 @@
+package vmm
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"vmfs/ctl"
+	"vmfs/vmm/qemu"
+)
+
+// Bounds of a launch.
+const (
+	maxCPUs      = 64
+	maxMemoryMiB = 16 << 20 // 16 TiB
+	maxDisks     = 16
+	maxImages    = 4 // of a disk: what is written, and three bases
+)
+
+// launch gathers what core hands over for the one start of this process.
+type launch struct {
+	about
+	given  bool
+	spec   qemu.Spec
+	images [maxDisks][maxImages]image
+}
+
+// about is what a launch is called.
+type about struct {
+	generation uint64
+	name       string
+	reason     string // why this engine
+}
+
+// image is a file of a disk, as it came.
+type image struct {
+	qemu.Image
+	write bool
+}
+
+// describe takes the words of a launch: pairs of key and value, each key once.
+// accel is what this process was made for.
+func (l *launch) describe(words []string, accel string) error {
+	if l.given {
+		return ctl.Errorf(syscall.EEXIST, "launch: given already")
+	}
+	next := launch{given: true, spec: l.spec, images: l.images}
+	seen := make(map[string]bool)
+	for i := 0; i < len(words); i += 2 {
+		if i+1 == len(words) || seen[words[i]] {
+			return ctl.Errorf(syscall.EINVAL, "launch: %q: no value, or a second one", words[i])
+		}
+		seen[words[i]] = true
+		if err := next.set(words[i], words[i+1]); err != nil {
+			return err
+		}
+	}
+	for _, key := range []string{"generation", "name", "accel", "cpus", "memory", "boot"} {
+		if !seen[key] {
+			return ctl.Errorf(syscall.EINVAL, "launch: no %s", key)
+		}
+	}
+	if next.spec.Accel != accel {
+		return ctl.Errorf(syscall.EINVAL, "launch: accel %q in a process made for %s", next.spec.Accel, accel)
+	}
+	*l = next
+	return nil
+}
+
+func (l *launch) set(key, value string) (err error) {
+	switch key {
+	case "generation":
+		l.generation, err = strconv.ParseUint(value, 10, 64)
+	case "name":
+		l.name, err = oneLine(value)
+	case "reason":
+		l.reason, err = oneLine(value)
+	case "accel":
+		l.spec.Accel, err = oneOf(value, "kvm", "tcg")
+	case "boot":
+		l.spec.Boot, err = oneOf(value, "disk", "cdrom", "net")
+	case "cpus":
+		l.spec.CPUs, err = number(value, 1, maxCPUs)
+	case "memory":
+		l.spec.MemoryMiB, err = number(value, 1, maxMemoryMiB)
+	case "cmdline":
+		l.spec.Cmdline, err = oneLine(value)
+	default:
+		err = fmt.Errorf("unknown key")
+	}
+	if err != nil {
+		return ctl.Errorf(syscall.EINVAL, "launch: %.40q %.40q: %v", key, value, err)
+	}
+	return nil
+}
+
+func number(s string, least, most int) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("not a number from %d to %d", least, most)
+	}
+	return n, nil
+}
+
+func oneOf(s string, words ...string) (string, error) {
+	if !slices.Contains(words, s) {
+		return "", fmt.Errorf("not one of %s", strings.Join(words, ", "))
+	}
+	return s, nil
+}
+
+// oneLine refuses what would not be one line of text somewhere else.
+func oneLine(s string) (string, error) {
+	control := func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
+	if strings.ContainsFunc(s, control) {
+		return "", fmt.Errorf("control bytes")
+	}
+	return s, nil
+}
+
+// boots are the files that QEMU opens by name, so that it gets copies, and
+// how large each may be.
+var boots = map[string]struct {
+	max  int64
+	slot func(*qemu.Spec) **os.File
+}{
+	"kernel":   {256 << 20, func(s *qemu.Spec) **os.File { return &s.Kernel }},
+	"initrd":   {2 << 30, func(s *qemu.Spec) **os.File { return &s.Initrd }},
+	"firmware": {16 << 20, func(s *qemu.Spec) **os.File { return &s.Firmware }},
+}
+
+// boot copies a kernel, initrd or firmware. f stays the caller's.
+func (l *launch) boot(what string, f *os.File) error {
+	slot := boots[what].slot(&l.spec)
+	if *slot != nil {
+		return ctl.Errorf(syscall.EEXIST, "%s: given already", what)
+	}
+	if err := regular(what, f, unix.O_RDONLY); err != nil {
+		return err
+	}
+	memory, err := sealedCopy(what, f, boots[what].max)
+	if err != nil {
+		return err
+	}
+	*slot = memory
+	return nil
+}
+
+// regular refuses a file that is none, or that is not open for exactly mode.
+func regular(what string, f *os.File, mode int) error {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return ctl.Errorf(ctl.Errno(err), "%s: %v", what, err)
+	}
+	if !st.Mode().IsRegular() || flags&unix.O_PATH != 0 {
+		return ctl.Errorf(syscall.EINVAL, "%s: not a regular file", what)
+	}
+	if flags&unix.O_ACCMODE != mode {
+		return ctl.Errorf(syscall.EINVAL, "%s: open for something else", what)
+	}
+	return nil
+}
+
+// sealedCopy reads all of f, from 1 to max bytes, into memory that nobody can
+// change any more.
+func sealedCopy(what string, f *os.File, max int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate(what, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("%s: memfd: %w", what, err)
+	}
+	memory := os.NewFile(uintptr(fd), what)
+	n, err := io.CopyBuffer(onlyWriter{memory}, io.NewSectionReader(f, 0, max+1), make([]byte, 128<<10))
+	switch {
+	case err != nil:
+		err = ctl.Errorf(ctl.Errno(err), "%s: %v", what, err)
+	case n == 0:
+		err = ctl.Errorf(syscall.EINVAL, "%s: empty", what)
+	case n > max:
+		err = ctl.Errorf(syscall.EINVAL, "%s: more than %d MiB", what, max>>20)
+	default:
+		const all = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, all)
+	}
+	if err != nil {
+		memory.Close()
+		return nil, err
+	}
+	return memory, nil
+}
+
+// onlyWriter hides that a file could read by itself: io.CopyBuffer would not
+// use its buffer.
+type onlyWriter struct{ io.Writer }
+
+// cdrom takes the image of the drive; on success f is the launch's.
+func (l *launch) cdrom(f *os.File) error {
+	if l.spec.Cdrom != nil {
+		return ctl.Errorf(syscall.EEXIST, "cdrom: given already")
+	}
+	if err := regular("cdrom", f, unix.O_RDONLY); err != nil {
+		return err
+	}
+	if err := lock(f, "cdrom", false); err != nil {
+		return err
+	}
+	l.spec.Cdrom = f
+	return nil
+}
+
+// disk takes one file of a disk, and locks it; on success f is the launch's.
+// words are N INDEX FORMAT and rw or ro.
+func (l *launch) disk(words []string, f *os.File) error {
+	n, err := number(words[0], 0, maxDisks-1)
+	if err != nil {
+		return ctl.Errorf(syscall.EINVAL, "disk %.20q: %v", words[0], err)
+	}
+	index, err := number(words[1], 0, maxImages-1)
+	if err != nil {
+		return ctl.Errorf(syscall.EINVAL, "disk/%d: image %.20q: %v", n, words[1], err)
+	}
+	what := fmt.Sprintf("disk/%d", n)
+	if index > 0 {
+		what = fmt.Sprintf("disk/%d base %d", n, index)
+	}
+	format, err := oneOf(words[2], "raw", "qcow2")
+	if err == nil {
+		_, err = oneOf(words[3], "rw", "ro")
+	}
+	write := words[3] == "rw"
+	if err != nil || write && index > 0 {
+		return ctl.Errorf(syscall.EINVAL, "%s: %.20q %.20q: not raw or qcow2 with rw or ro, a base ro", what, words[2], words[3])
+	}
+	slot := &l.images[n][index]
+	if slot.File != nil {
+		return ctl.Errorf(syscall.EEXIST, "%s: given already", what)
+	}
+	mode := unix.O_RDONLY
+	if write {
+		mode = unix.O_RDWR
+	}
+	if err := regular(what, f, mode); err != nil {
+		return err
+	}
+	if err := lock(f, what, write); err != nil {
+		return err
+	}
+	*slot = image{qemu.Image{File: f, Format: format}, write}
+	return nil
+}
+
+// complete says what to start, or what is missing for that.
+func (l *launch) complete() (*qemu.Spec, error) {
+	if !l.given {
+		return nil, ctl.Errorf(syscall.EINVAL, "go: nothing to launch")
+	}
+	if l.spec.Kernel == nil && l.spec.Initrd != nil {
+		return nil, ctl.Errorf(syscall.EINVAL, "go: an initrd without a kernel")
+	}
+	spec := l.spec
+	for n := range l.images {
+		d := qemu.Disk{N: n, ReadOnly: !l.images[n][0].write}
+		for i, im := range l.images[n] {
+			if im.File == nil {
+				continue
+			}
+			if i != len(d.Images) {
+				return nil, ctl.Errorf(syscall.EINVAL, "disk/%d: image %d is missing", n, len(d.Images))
+			}
+			d.Images = append(d.Images, im.Image)
+		}
+		if len(d.Images) > 0 {
+			spec.Disks = append(spec.Disks, d)
+		}
+	}
+	return &spec, nil
+}
+
+// release closes every file. What QEMU has got stays open, and locked, there.
+func (l *launch) release() {
+	for _, f := range []**os.File{&l.spec.Kernel, &l.spec.Initrd, &l.spec.Firmware, &l.spec.Cdrom} {
+		if *f != nil {
+			(*f).Close()
+			*f = nil
+		}
+	}
+	for n := range l.images {
+		for i := range l.images[n] {
+			if f := l.images[n][i].File; f != nil {
+				f.Close()
+			}
+			l.images[n][i] = image{}
+		}
+	}
+}
+
+// printable makes a line of text of what another process says: control bytes
+// become question marks. An empty one becomes none.
+func printable(s, none string) string {
+	return cmp.Or(strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, s), none)
+}

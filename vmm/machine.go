@@ -1,0 +1,546 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"vmfs/ctl"
+	"vmfs/vmm/console"
+	"vmfs/vmm/qemu"
+)
+
+// Bounds of a machine's life.
+const (
+	goTime   = 15 * time.Second // from go until the CPUs run
+	keysTime = 3 * time.Second  // from the power button to Ctrl-Alt-Del, at most
+	killTime = 5 * time.Second  // for a killed QEMU to be gone
+)
+
+// engine is what runs a machine: a *qemu.VM.
+type engine interface {
+	Version() string
+	Console() net.Conn
+	Done() <-chan struct{}
+	End() qemu.End
+
+	Continue(context.Context) error
+	Pause(context.Context) error
+	Reset(context.Context) error
+	PowerButton(context.Context) error
+	CtrlAltDel(context.Context) error
+	Quit(context.Context) error
+	Running(context.Context) (bool, error)
+	Usage() (ctl.Usage, error)
+	Kill()
+	Close()
+}
+
+// The states of a machine, as state says them.
+const (
+	stateNew      = "new"
+	stateRunning  = "running"
+	statePaused   = "paused"
+	stateStopping = "stopping"
+	stateEnded    = "ended"
+)
+
+// machine is the one launch of this process, from before it until after it.
+type machine struct {
+	accel  string
+	boot   func(context.Context, *qemu.Spec, func(qemu.Event)) (engine, error)
+	seal   func() error     // called once QEMU runs: no program is executed any more
+	tell   func(ctl.Notice) // does not wait
+	forget func()           // called when core took the record
+	screen *console.Writer
+	input  *input
+	ended  chan struct{}
+
+	launching sync.Mutex // for launch; held while it is put together or started
+	launch    launch
+	button    sync.Mutex // held while a button is pressed, one at a time
+
+	mu         sync.Mutex // for what follows; never held while waiting
+	about      about
+	state      string
+	told       bool               // it is too late to change the launch
+	giveUp     context.CancelFunc // of a go that is under way
+	engine     engine
+	engineName string // "qemu 7.2.22 tcg"
+	started    time.Time
+	reboots    int
+	stop       *stopping
+	kill       *verdict
+	exit       *ctl.Exit
+	usedLast   ctl.Usage
+}
+
+// stopping is a stop that was asked for.
+type stopping struct {
+	by       string
+	restart  bool
+	wait     time.Duration // what the deadline was made of, for the record
+	deadline time.Time
+	sooner   chan struct{} // has something when the deadline has moved
+}
+
+// verdict is what an end by force is recorded as.
+type verdict struct {
+	who, how string
+	failed   bool
+}
+
+func newMachine(accel string) (*machine, error) {
+	screen, err := console.NewWriter()
+	if err != nil {
+		return nil, err
+	}
+	return &machine{
+		accel: accel,
+		boot: func(ctx context.Context, s *qemu.Spec, tell func(qemu.Event)) (engine, error) {
+			vm, err := qemu.Start(ctx, s, tell)
+			if err != nil {
+				return nil, err
+			}
+			return vm, nil
+		},
+		seal:   func() error { return nil },
+		tell:   func(ctl.Notice) {},
+		forget: func() {},
+		screen: screen,
+		input:  newInput(),
+		ended:  make(chan struct{}),
+		state:  stateNew,
+	}, nil
+}
+
+// edit changes the launch, which is possible until go.
+func (m *machine) edit(change func(*launch) error) error {
+	m.launching.Lock()
+	defer m.launching.Unlock()
+	m.mu.Lock()
+	late := m.told || m.state != stateNew
+	m.mu.Unlock()
+	if late {
+		return ctl.Errorf(syscall.EEXIST, "launch: under way already")
+	}
+	if err := change(&m.launch); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.about = m.launch.about
+	return nil
+}
+
+// start lets the CPUs go and returns when they run. Whatever it returns,
+// there is no second one; an error is the end of the launch.
+func (m *machine) start() error {
+	m.launching.Lock()
+	defer m.launching.Unlock()
+	ctx, cancel := context.WithTimeoutCause(context.Background(), goTime,
+		ctl.Errorf(syscall.ETIMEDOUT, "go: the CPUs do not run after %v", goTime))
+	defer cancel()
+	m.mu.Lock()
+	if m.told || m.state != stateNew {
+		m.mu.Unlock()
+		return ctl.Errorf(syscall.EEXIST, "go: under way already")
+	}
+	m.told = true
+	m.giveUp = cancel
+	m.mu.Unlock()
+
+	err := m.run(ctx)
+	m.launch.release()
+	if err != nil {
+		m.finish(func(now time.Time) *ctl.Exit { return m.failedStart(err, now) })
+	}
+	return err
+}
+
+// run starts the engine, connects the console and lets the CPUs go.
+func (m *machine) run(ctx context.Context) error {
+	spec, err := m.launch.complete()
+	if err != nil {
+		return err
+	}
+	e, err := m.boot(ctx, spec, m.event)
+	if err != nil {
+		return err
+	}
+	printed := make(chan struct{})
+	go func() { defer close(printed); pump(m.screen, e.Console()) }()
+	go m.input.feed(e.Console())
+	if err := m.release(ctx, e); err != nil {
+		e.Close()
+		<-e.Done()
+		return err
+	}
+	go m.attend(e, printed)
+	m.tell(ctl.StateChanged)
+	return nil
+}
+
+// release seals this process and lets the CPUs go.
+func (m *machine) release(ctx context.Context, e engine) error {
+	if err := m.seal(); err != nil {
+		return err
+	}
+	if err := e.Continue(ctx); err != nil {
+		return err
+	}
+	runs, err := e.Running(ctx)
+	if err != nil {
+		return err
+	}
+	if !runs {
+		return ctl.Errorf(syscall.EIO, "go: the CPUs do not run")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if ctx.Err() != nil { // asked to end meanwhile
+		return context.Cause(ctx)
+	}
+	m.engine, m.state, m.started, m.giveUp = e, stateRunning, time.Now(), nil
+	m.engineName = "qemu " + e.Version() + " " + m.accel
+	return nil
+}
+
+// pump copies what the guest prints. A guest prints byte by byte; after a
+// little, a little more is waited for, so that not every byte wakes readers.
+func pump(screen io.Writer, line io.Reader) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := line.Read(buf)
+		screen.Write(buf[:n])
+		if err != nil {
+			return
+		}
+		if n < len(buf)/4 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// attend waits for the engine's end and records it.
+func (m *machine) attend(e engine, printed <-chan struct{}) {
+	<-e.Done()
+	select {
+	case <-printed:
+	case <-time.After(time.Second):
+	}
+	used, _ := e.Usage()
+	e.Close()
+	m.finish(func(now time.Time) *ctl.Exit {
+		m.usedLast = used
+		return record(e.End(), m.stop, m.kill, now)
+	})
+}
+
+// finish records the end, once. exit is called with mu held.
+func (m *machine) finish(exit func(time.Time) *ctl.Exit) {
+	m.mu.Lock()
+	if m.state == stateEnded {
+		m.mu.Unlock()
+		return
+	}
+	m.exit = exit(time.Now())
+	m.state, m.engine, m.giveUp = stateEnded, nil, nil
+	m.mu.Unlock()
+	m.input.close()
+	close(m.ended)
+	m.tell(ctl.StateChanged)
+}
+
+// failedStart is the record of a launch that did not come to run.
+func (m *machine) failedStart(err error, now time.Time) *ctl.Exit {
+	exit := &ctl.Exit{Failed: true, Who: "host", How: printable(err.Error(), "failed"), At: now}
+	switch {
+	case m.kill != nil:
+		exit.Failed, exit.Who, exit.How = m.kill.failed, m.kill.who, m.kill.how
+	case m.stop != nil:
+		exit.Failed, exit.Who, exit.How, exit.Restart = false, m.stop.by, "stop", m.stop.restart
+	}
+	return exit
+}
+
+// record says how a launch ended, from how QEMU did and what was asked for.
+func record(end qemu.End, stop *stopping, kill *verdict, now time.Time) *ctl.Exit {
+	exit := &ctl.Exit{At: now}
+	switch {
+	case kill != nil && end.Killed: // else it came too late
+		exit.Failed, exit.Who, exit.How = kill.failed, kill.who, kill.how
+	case end.Reason == "guest-panic":
+		exit.Failed, exit.Who, exit.How = true, "guest", "panic"
+	case stop != nil && (end.Reason == "guest-shutdown" || end.Reason == "host-qmp-quit"):
+		exit.Who, exit.How = stop.by, "stop"
+	case end.Reason == "guest-shutdown":
+		exit.Who, exit.How = "guest", "power-off"
+	default:
+		exit.Failed, exit.Who, exit.How = true, "host", end.String()
+	}
+	if stop != nil {
+		exit.Restart = stop.restart
+	}
+	return exit
+}
+
+// event is called by the engine and must not wait.
+func (m *machine) event(e qemu.Event) {
+	m.mu.Lock()
+	var news []ctl.Notice
+	switch {
+	case e == qemu.GuestReset && m.state == stateStopping:
+		// It was asked to end and chose to begin again: that is the end.
+		if engine := m.engine; engine != nil {
+			go engine.Quit(context.Background())
+		}
+	case e == qemu.GuestReset:
+		m.reboots++
+		news = append(news, ctl.Rebooted)
+	case e == qemu.Stopped && m.state == stateRunning:
+		m.state = statePaused
+		news = append(news, ctl.StateChanged)
+	case e == qemu.Resumed && m.state == statePaused:
+		m.state = stateRunning
+		news = append(news, ctl.StateChanged)
+	}
+	m.mu.Unlock()
+	for _, n := range news {
+		m.tell(n)
+	}
+}
+
+// press presses a button, which do does, if the machine is in one of states.
+// In the state idle there is nothing to do.
+func (m *machine) press(what, idle string, states []string, do func(engine) error) error {
+	m.button.Lock()
+	defer m.button.Unlock()
+	m.mu.Lock()
+	state, e := m.state, m.engine
+	m.mu.Unlock()
+	if state == idle {
+		return nil
+	}
+	if slices.Contains(states, state) {
+		return unlessEnded(what, e, do(e))
+	}
+	return ctl.Errorf(syscall.EINVAL, "%s: the machine is %s", what, state)
+}
+
+// unlessEnded turns the error of a button whose machine ended under it into
+// that.
+func unlessEnded(what string, e engine, err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-e.Done():
+		return ctl.Errorf(syscall.EINVAL, "%s: the machine is ended", what)
+	default:
+		return err
+	}
+}
+
+func (m *machine) pause(ctx context.Context) error {
+	return m.press("pause", statePaused, []string{stateRunning}, func(e engine) error {
+		return m.moved(e.Pause(ctx), stateRunning, statePaused)
+	})
+}
+
+func (m *machine) resume(ctx context.Context) error {
+	return m.press("resume", stateRunning, []string{statePaused}, func(e engine) error {
+		return m.moved(e.Continue(ctx), statePaused, stateRunning)
+	})
+}
+
+func (m *machine) reset(ctx context.Context) error {
+	return m.press("reset", "", []string{stateRunning, statePaused}, func(e engine) error {
+		return e.Reset(ctx)
+	})
+}
+
+// moved changes the state after a button that worked, if the engine's event
+// has not done so yet.
+func (m *machine) moved(err error, from, to string) error {
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	change := m.state == from
+	if change {
+		m.state = to
+	}
+	m.mu.Unlock()
+	if change {
+		m.tell(ctl.StateChanged)
+	}
+	return nil
+}
+
+// stopIn asks the guest to power off and kills it after wait. On a machine
+// that is stopping already the shorter deadline holds, and nothing else
+// changes; on one that has ended nothing happens.
+func (m *machine) stopIn(wait time.Duration, by string, restart bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	deadline := time.Now().Add(wait)
+	switch {
+	case m.state == stateEnded:
+	case m.stop != nil:
+		if deadline.Before(m.stop.deadline) {
+			m.stop.deadline, m.stop.wait = deadline, wait
+			select {
+			case m.stop.sooner <- struct{}{}:
+			default:
+			}
+		}
+	default:
+		m.stop = &stopping{by: by, restart: restart, wait: wait, deadline: deadline, sooner: make(chan struct{}, 1)}
+		if m.state == stateNew {
+			m.abandon()
+			return
+		}
+		paused := m.state == statePaused
+		m.state = stateStopping
+		go m.ladder(m.engine, m.stop, paused)
+	}
+}
+
+// abandon ends a launch that does not run yet. mu is held.
+func (m *machine) abandon() {
+	if m.giveUp != nil {
+		m.giveUp() // start records the end
+		return
+	}
+	if m.told {
+		return
+	}
+	m.told = true
+	go func() {
+		m.launching.Lock()
+		defer m.launching.Unlock()
+		m.launch.release()
+		m.finish(func(now time.Time) *ctl.Exit { return m.failedStart(errors.New("not started"), now) })
+	}()
+}
+
+// ladder is how a guest is stopped: the power button, Ctrl-Alt-Del for those
+// that do not know the button, and force. It ends with the machine, whether
+// anybody is there to see it or not.
+func (m *machine) ladder(e engine, s *stopping, paused bool) {
+	m.tell(ctl.StateChanged)
+	m.powerButton(e, paused)
+	m.mu.Lock()
+	keys := time.After(min(keysTime, s.wait/2))
+	m.mu.Unlock()
+	for {
+		m.mu.Lock()
+		left := time.Until(s.deadline)
+		m.mu.Unlock()
+		select {
+		case <-e.Done():
+			return
+		case <-s.sooner:
+		case <-keys:
+			keys = nil
+			go e.CtrlAltDel(context.Background())
+		case <-time.After(left):
+			m.noAnswer(e, s)
+			return
+		}
+	}
+}
+
+// powerButton presses it, after a pause is over: a guest that stands still
+// does not feel it. What goes wrong here the deadline takes care of.
+func (m *machine) powerButton(e engine, paused bool) {
+	m.button.Lock()
+	defer m.button.Unlock()
+	if paused {
+		e.Continue(context.Background())
+	}
+	e.PowerButton(context.Background())
+}
+
+// noAnswer is the last rung.
+func (m *machine) noAnswer(e engine, s *stopping) {
+	m.mu.Lock()
+	if m.kill == nil {
+		m.kill = &verdict{who: s.by, how: fmt.Sprintf("stop: no answer in %d s, killed", int(s.wait.Seconds()))}
+	}
+	m.mu.Unlock()
+	e.Kill()
+}
+
+// end kills the machine and waits a moment until it is gone. On one that has
+// ended nothing happens.
+func (m *machine) end(v verdict) {
+	m.mu.Lock()
+	if m.state != stateEnded && m.kill == nil {
+		m.kill = &v
+	}
+	switch {
+	case m.state == stateEnded:
+	case m.engine != nil:
+		m.engine.Kill()
+	default:
+		m.abandon()
+	}
+	m.mu.Unlock()
+	select {
+	case <-m.ended:
+	case <-time.After(killTime):
+	}
+}
+
+// phase is the state, and whether the launch was told to go or to end.
+func (m *machine) phase() (state string, told bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state, m.told
+}
+
+// status is what is known of the launch.
+func (m *machine) status() ctl.GuestState {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := ctl.GuestState{
+		Generation: m.about.generation,
+		Name:       m.about.name,
+		State:      m.state,
+		Started:    m.started,
+		Reboots:    m.reboots,
+		Engine:     m.engineName,
+		Reason:     m.about.reason,
+	}
+	if m.exit != nil {
+		exit := *m.exit
+		s.Exit = &exit
+	}
+	return s
+}
+
+// usage is what the launch costs, or what it has cost.
+func (m *machine) usage() (ctl.Usage, error) {
+	m.mu.Lock()
+	e, last := m.engine, m.usedLast
+	m.mu.Unlock()
+	if e == nil {
+		return last, nil
+	}
+	return e.Usage()
+}
+
+// close ends what there is, and releases the console.
+func (m *machine) close() {
+	m.end(verdict{who: "host", how: "the guest process ended", failed: true})
+	m.launch.release()
+	m.screen.Close()
+}

@@ -1,0 +1,188 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+)
+
+// Spec is a machine as QEMU is told of it. Its files are open for what is
+// done with them, no more and no less: QEMU refuses a read-only disk that is
+// open for writing.
+type Spec struct {
+	ID        uint32
+	Accel     string // "kvm" or "tcg"
+	CPUs      int    // 1..64
+	MemoryMiB int
+	Boot      string // what is tried first: "disk", "cdrom" or "net"
+	Cmdline   string // the kernel's; any text
+
+	// Kernel, Initrd and Firmware are memfds of the caller's uid: QEMU
+	// opens them again through /proc. Nil is none.
+	Kernel, Initrd, Firmware *os.File
+	Cdrom                    *os.File // nil is no drive
+	Disks                    []Disk
+}
+
+// Disk is a disk of a machine.
+type Disk struct {
+	N        int
+	ReadOnly bool
+	Images   []Image // what is written, and behind it its bases in order
+}
+
+// Image is one file of a disk.
+type Image struct {
+	File   *os.File
+	Format string // "raw" or "qcow2"
+}
+
+// command is a command line in the making, with the files that it names by
+// number: the first is number 3.
+type command struct {
+	args  []string
+	files []*os.File
+}
+
+// command is QEMU's command line for s without the program's name, and the
+// files that belong to it. The words are ours but for the kernel's command
+// line, which is one argument and of no syntax.
+func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.File) {
+	var c command
+	c.base(s)
+	c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", c.fd(monitor)), "-mon", "chardev=monitor,mode=control")
+	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", c.fd(console)), "-serial", "chardev:console")
+	if s.Firmware != nil {
+		c.add("-bios", c.procPath(s.Firmware))
+	}
+	if s.Kernel != nil {
+		c.add("-kernel", c.procPath(s.Kernel), "-append", s.Cmdline)
+		if s.Initrd != nil {
+			c.add("-initrd", c.procPath(s.Initrd))
+		}
+	}
+	index := s.bootIndex()
+	for _, d := range s.Disks {
+		c.disk(d, index)
+	}
+	if s.Cdrom != nil {
+		c.image("cdrom", Image{s.Cdrom, "raw"}, true, nil)
+		c.add("-device", fmt.Sprintf("ide-cd,bus=ide.0,id=cdrom0,drive=cdrom,bootindex=%d", index("cdrom")))
+	}
+	return c.args, c.files
+}
+
+func (c *command) add(args ...string) { c.args = append(c.args, args...) }
+
+// fd hands f over and says its number there.
+func (c *command) fd(f *os.File) int {
+	c.files = append(c.files, f)
+	return 2 + len(c.files)
+}
+
+func (c *command) procPath(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(c.fd(f)) }
+
+// base is the board and what every machine has.
+func (c *command) base(s *Spec) {
+	c.add("-name", fmt.Sprintf("vm%d", s.ID))
+	c.add("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-S")
+	// QEMU does none of these after it has started: no old system calls,
+	// no new rights, no child, no change of priority.
+	c.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	// The BIOS speaks on the serial line. Memory is neither merged with
+	// other machines', which tells them what is in it, nor dumped.
+	c.add("-machine", "q35,graphics=off,mem-merge=off,dump-guest-core=off")
+	c.add("-accel", accels[s.Accel].accel, "-cpu", accels[s.Accel].cpu)
+	c.add("-smp", strconv.Itoa(s.CPUs), "-m", fmt.Sprintf("%dM", s.MemoryMiB))
+	c.add("-boot", "strict=on")
+	// A guest that suspends to memory could not be woken.
+	c.add("-global", "ICH9-LPC.disable_s3=1")
+	c.add("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng")
+	c.add("-device", "pvpanic", "-action", "panic=shutdown")
+}
+
+// accels are what QEMU is told of a way to run a CPU. Translated code is kept
+// in 64 MiB a machine; left alone, QEMU takes an eighth of the host's memory.
+var accels = map[string]struct{ accel, cpu string }{
+	"kvm": {"kvm", "host"},
+	"tcg": {"tcg,thread=multi,tb-size=64", "max"},
+}
+
+// bootIndex says at which place each drive is tried.
+func (s *Spec) bootIndex() func(name string) int {
+	var order []string
+	for _, d := range s.Disks {
+		order = append(order, diskName(d.N))
+	}
+	if s.Boot == "cdrom" {
+		order = append([]string{"cdrom"}, order...)
+	} else {
+		order = append(order, "cdrom")
+	}
+	index := make(map[string]int)
+	for i, name := range order {
+		index[name] = i + 1
+	}
+	return func(name string) int { return index[name] }
+}
+
+func diskName(n int) string { return fmt.Sprintf("disk%d", n) }
+
+// disk adds a disk, its last base first: a node is there before its user.
+func (c *command) disk(d Disk, index func(string) int) {
+	name := diskName(d.N)
+	var behind any // null: QEMU never follows the name in a header
+	for i := len(d.Images) - 1; i > 0; i-- {
+		base := fmt.Sprintf("%s-base%d", name, i)
+		c.image(base, d.Images[i], true, behind)
+		behind = base
+	}
+	c.image(name, d.Images[0], d.ReadOnly, behind)
+	c.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-dev,drive=%s,bootindex=%d", name, name, index(name)))
+}
+
+// file and format are the two nodes of an image. The order of their fields is
+// that of the command line.
+type file struct {
+	Driver   string `json:"driver"`
+	NodeName string `json:"node-name"`
+	Filename string `json:"filename"`
+	Locking  string `json:"locking"`
+	ReadOnly bool   `json:"read-only"`
+	Discard  string `json:"discard"`
+}
+
+type format struct {
+	Driver   string `json:"driver"`
+	NodeName string `json:"node-name"`
+	File     string `json:"file"`
+	ReadOnly bool   `json:"read-only"`
+	Discard  string `json:"discard"`
+}
+
+type qcow2 struct {
+	format
+	Backing any `json:"backing"`
+}
+
+// image adds the nodes of one image; behind is the node of its base.
+func (c *command) image(name string, im Image, readOnly bool, behind any) {
+	set := len(c.files)
+	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(im.File), set))
+	c.node(file{"file", name + "-file", fmt.Sprintf("/dev/fdset/%d", set), "off", readOnly, "unmap"})
+	f := format{im.Format, name, name + "-file", readOnly, "unmap"}
+	if im.Format == "qcow2" {
+		c.node(qcow2{f, behind})
+	} else {
+		c.node(f)
+	}
+}
+
+func (c *command) node(n any) {
+	b, err := json.Marshal(n)
+	if err != nil {
+		panic(err) // only strings and booleans are in there
+	}
+	c.add("-blockdev", string(b))
+}

@@ -1,0 +1,333 @@
+// Package qemu runs a machine under QEMU, as a child process that can name
+// nothing: Jail builds a root directory with QEMU and its libraries and no
+// more, and every resource is an open file whose number is on the command
+// line.
+//
+// It trusts its caller's files to be what they are given as. It does not
+// trust QEMU, which runs what a guest made of it: what QEMU says on its
+// monitor and standard error is bounded, decoded with care and never waited
+// for without a limit.
+//
+// It cannot keep a guest from using up the processor or its disks' space, and
+// it does not lock disks: QEMU's own locking is off, the caller holds the
+// locks.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmfs/ctl"
+)
+
+// VM is a QEMU process.
+type VM struct {
+	console *net.UnixConn
+	version string
+	cmd     *exec.Cmd
+	qmp     *monitor
+	log     *tail
+	meter   *meter
+	done    chan struct{} // closed when end is set
+	end     End
+
+	mu       sync.Mutex
+	shutdown *event // the guest's, or the first
+}
+
+// End is how a QEMU process ended.
+type End struct {
+	Reason string // of the monitor's SHUTDOWN event, empty if there was none
+	Status string // of the process, in words
+	Line   string // the last line on its standard error, may be empty
+	Killed bool   // by SIGKILL
+}
+
+// Event is what happened to the machine while it runs.
+type Event int
+
+const (
+	GuestReset Event = iota // the guest reset itself
+	Stopped                 // the CPUs stopped
+	Resumed                 // the CPUs go on
+)
+
+// paths are where QEMU may be, as in priv.
+var paths = []string{"/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64"}
+
+func find() (string, error) {
+	for _, p := range paths {
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+			return p, nil
+		}
+	}
+	return "", ctl.Errorf(syscall.ENODEV, "qemu-system-x86_64: not installed (package qemu-system-x86)")
+}
+
+// Start runs QEMU with the machine s, its CPUs not yet going, and returns
+// when QEMU answers on its monitor. tell is called for each event, from one
+// goroutine, and must not wait. The files of s stay the caller's. When ctx
+// ends first, or QEMU does, no process is left; the error then says the last
+// that QEMU wrote.
+func Start(ctx context.Context, s *Spec, tell func(Event)) (*VM, error) {
+	path, err := find()
+	if err != nil {
+		return nil, err
+	}
+	var ends files
+	defer ends.close()
+	console, theirConsole, err := ends.pair()
+	if err != nil {
+		return nil, err
+	}
+	monitorConn, theirMonitor, err := ends.pair()
+	if err != nil {
+		console.Close()
+		return nil, err
+	}
+	log, stderr, err := newTail()
+	if err != nil {
+		console.Close()
+		monitorConn.Close()
+		return nil, err
+	}
+	ends = append(ends, stderr)
+
+	vm := &VM{console: console, log: log, done: make(chan struct{})}
+	args, extra := s.command(theirMonitor, theirConsole)
+	vm.cmd = &exec.Cmd{
+		Path:       path,
+		Args:       append([]string{path}, args...),
+		Env:        []string{},
+		Dir:        "/",
+		Stdin:      os.Stdin, // /dev/null: the jail has no such node to open
+		Stdout:     stderr,
+		Stderr:     stderr,
+		ExtraFiles: extra,
+	}
+	if err := vm.cmd.Start(); err != nil {
+		console.Close()
+		monitorConn.Close()
+		log.Close()
+		return nil, ctl.Errorf(ctl.Errno(err), "%s: %v", path, err)
+	}
+	ends.close()
+	vm.meter = newMeter(vm.cmd.Process.Pid, uint64(s.MemoryMiB)<<20)
+	vm.qmp = newMonitor(monitorConn, func(e event) { vm.event(e, tell) })
+	go vm.wait()
+	if vm.version, err = vm.qmp.greet(ctx); err != nil {
+		return nil, vm.failed(err)
+	}
+	return vm, nil
+}
+
+// files are to be closed together.
+type files []*os.File
+
+func (f *files) close() {
+	for _, file := range *f {
+		file.Close()
+	}
+	*f = nil
+}
+
+// pair makes a socket for QEMU: our end, and QEMU's, which is added to f.
+func (f *files) pair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	mine, theirs := os.NewFile(uintptr(fds[0]), "socketpair"), os.NewFile(uintptr(fds[1]), "socketpair")
+	defer mine.Close()
+	conn, err := net.FileConn(mine)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	*f = append(*f, theirs)
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+// failed ends a QEMU that did not come up, and says why.
+func (vm *VM) failed(err error) error {
+	err = vm.why(err)
+	vm.Kill()
+	<-vm.done
+	vm.Close()
+	return err
+}
+
+// endsSoon gives a QEMU that hung up a moment to end by itself, so that its
+// status and its last words are its own.
+func (vm *VM) endsSoon() bool {
+	select {
+	case <-vm.done:
+		return true
+	case <-time.After(time.Second):
+		return false
+	}
+}
+
+func killed(s *os.ProcessState) bool {
+	ws, ok := s.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL
+}
+
+// endError finds the number for what QEMU said when it gave up.
+func endError(e End) error {
+	errno := syscall.EINVAL
+	for _, known := range []struct {
+		words string
+		errno syscall.Errno
+	}{
+		{"Cannot allocate memory", syscall.ENOMEM},
+		{"KVM", syscall.ENODEV},
+		{"Permission denied", syscall.EACCES},
+		{"Input/output error", syscall.EIO},
+	} {
+		if strings.Contains(e.Line, known.words) {
+			errno = known.errno
+			break
+		}
+	}
+	return ctl.Errorf(errno, "%s", e)
+}
+
+// String says in one line how QEMU ended.
+func (e End) String() string {
+	text := "qemu exited: " + e.Status
+	if e.Line != "" {
+		text += ": " + e.Line
+	}
+	return text
+}
+
+// wait reaps QEMU.
+func (vm *VM) wait() {
+	vm.cmd.Wait()
+	// The last words are in the sockets; they end with the process.
+	vm.qmp.drain()
+	vm.log.drain()
+	vm.mu.Lock()
+	vm.end = End{Status: vm.cmd.ProcessState.String(), Line: vm.log.last(), Killed: killed(vm.cmd.ProcessState)}
+	if vm.shutdown != nil {
+		vm.end.Reason = vm.shutdown.Reason
+	}
+	vm.mu.Unlock()
+	vm.meter.ended(vm.cmd.ProcessState)
+	close(vm.done)
+}
+
+// event takes note of how the machine shuts down, and passes on the rest.
+func (vm *VM) event(e event, tell func(Event)) {
+	switch e.Name {
+	case "SHUTDOWN":
+		vm.mu.Lock()
+		if vm.shutdown == nil {
+			vm.shutdown = &e
+		}
+		vm.mu.Unlock()
+	case "RESET":
+		if e.Guest {
+			tell(GuestReset)
+		}
+	case "STOP":
+		tell(Stopped)
+	case "RESUME":
+		tell(Resumed)
+	}
+}
+
+// Console is the serial line: what is written there the guest can read, and
+// what it prints must be read from there, or it stands still. It stays
+// readable after QEMU's end, until Close.
+func (vm *VM) Console() net.Conn { return vm.console }
+
+// Version is QEMU's, such as 7.2.22.
+func (vm *VM) Version() string { return vm.version }
+
+// Done is closed when QEMU has ended and is reaped.
+func (vm *VM) Done() <-chan struct{} { return vm.done }
+
+// End is how it ended, once Done is closed.
+func (vm *VM) End() End {
+	<-vm.done
+	return vm.end
+}
+
+// Kill ends QEMU at once, without waiting for it.
+func (vm *VM) Kill() { vm.cmd.Process.Kill() }
+
+// Close releases what is left of a QEMU that has ended, and kills one that
+// has not.
+func (vm *VM) Close() {
+	vm.Kill()
+	vm.qmp.close()
+	vm.console.Close()
+	vm.log.Close()
+	vm.meter.close()
+}
+
+// Usage is what QEMU has used, of processor time and of memory beyond the
+// guest's own.
+func (vm *VM) Usage() (ctl.Usage, error) { return vm.meter.usage() }
+
+// The buttons of the machine. Each waits for QEMU's answer, at most 5
+// seconds: ETIMEDOUT. None of the answers says that the guest took notice.
+
+// Continue lets the CPUs go.
+func (vm *VM) Continue(ctx context.Context) error { return vm.do(ctx, "cont", nil) }
+
+// Pause stops the CPUs.
+func (vm *VM) Pause(ctx context.Context) error { return vm.do(ctx, "stop", nil) }
+
+// Reset is the reset button.
+func (vm *VM) Reset(ctx context.Context) error { return vm.do(ctx, "system_reset", nil) }
+
+// PowerButton is what ACPI calls the power button.
+func (vm *VM) PowerButton(ctx context.Context) error {
+	return vm.do(ctx, "system_powerdown", nil)
+}
+
+// Quit ends QEMU as soon as it has written what it has of the disks.
+func (vm *VM) Quit(ctx context.Context) error { return vm.do(ctx, "quit", nil) }
+
+// CtrlAltDel holds down the three keys for a moment.
+func (vm *VM) CtrlAltDel(ctx context.Context) error {
+	type key struct {
+		Type string `json:"type"`
+		Data string `json:"data"`
+	}
+	return vm.do(ctx, "send-key", map[string][]key{
+		"keys": {{"qcode", "ctrl"}, {"qcode", "alt"}, {"qcode", "delete"}},
+	})
+}
+
+// Running asks whether the CPUs run.
+func (vm *VM) Running(ctx context.Context) (bool, error) {
+	var status struct{ Running bool }
+	err := vm.why(vm.qmp.query(ctx, "query-status", nil, &status))
+	return status.Running, err
+}
+
+func (vm *VM) do(ctx context.Context, command string, args any) error {
+	return vm.why(vm.qmp.execute(ctx, command, args))
+}
+
+// why makes of an error that QEMU hung up one that says how it ended.
+func (vm *VM) why(err error) error {
+	if errors.Is(err, errHungUp) && vm.endsSoon() {
+		return endError(vm.end)
+	}
+	return err
+}
