@@ -8,11 +8,13 @@ import (
 	"os"
 
 	"vmfs/priv"
+	"vmfs/vmm"
 )
 
 const version = "0.1"
 
 const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]...
+       vmfs console [-m DIR] NAME
        vmfs version
 `
 
@@ -24,6 +26,8 @@ func main() {
 	switch verb {
 	case "serve":
 		os.Exit(serve(os.Args[2:]))
+	case "console":
+		os.Exit(console(os.Args[2:]))
 	case "version":
 		fmt.Println("vmfs", version)
 
@@ -36,6 +40,9 @@ func main() {
 	case "opener":
 		rename("vmfs opener")
 		os.Exit(priv.Opener())
+	case "guest":
+		rename("vmfs guest")
+		os.Exit(vmm.Main(os.Args[2:]))
 
 	case "help", "-h", "-help", "--help":
 		fmt.Print(usage)
