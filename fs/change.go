@@ -79,7 +79,8 @@ func (l *line) changes(changes []Change, vm *ctl.VM) []Change {
 	}
 	for n := range ctl.MaxDisks {
 		if !vm.HasDisk(n) {
-			changes = append(changes, Change{Dir: l.ino(serial, 0), Name: strconv.Itoa(n), Ino: l.many.ino(serial, n)})
+			ino := l.many.ino(serial, n)
+			changes = append(changes, Change{Ino: ino}, Change{Dir: l.ino(serial, 0), Name: strconv.Itoa(n), Ino: ino})
 		}
 	}
 	return changes

@@ -55,7 +55,7 @@ func (h *configHandle) Close() {
 	h.textHandle.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if n := len(h.frame.text); n > 0 && !h.frame.long {
+	if n := len(h.frame.text); !h.frame.long && !blank(h.frame.text) {
 		h.refuse(h.by, ctl.Errorf(syscall.EINVAL, "config: closed before a line end: %d bytes were dropped", n))
 	}
 	h.t.held.resize(h.by, len(h.frame.text), 0)
@@ -102,6 +102,8 @@ func (f *frame) add(p []byte) (whole, edit string, err error) {
 	case !blank(after):
 		return "", "", ctl.Errorf(syscall.EINVAL, "config: there is more behind the line end")
 	}
+	// A remark may be cut too: what comes next is the rest of it.
+	f.text = bytes.Clone(after[bytes.LastIndexByte(after, '\n')+1:])
 	return string(text[:end]) + "\n", "", nil
 }
 

@@ -1,0 +1,174 @@
+// Package fstest holds a served tree against the rules of the contract. Its
+// functions know a directory and nothing of what serves it: the same run
+// over FUSE, over 9P and over a remote mount, on a daemon or on a fake one.
+//
+// They make machines of their own, whose names begin with fstest-, and start
+// none. As root they also act as other users.
+package fstest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Run runs every function of the package on the tree mounted on dir.
+func Run(t *testing.T, dir string) {
+	for _, f := range []struct {
+		name string
+		test func(t *testing.T, dir string)
+	}{
+		{"Definition", Definition},
+		{"Transactions", Transactions},
+		{"Frames", Frames},
+		{"Policy", Policy},
+		{"Users", Users},
+		{"NothingWaits", NothingWaits},
+		{"Waits", Waits},
+		{"Sizes", Sizes},
+		{"Times", Times},
+		{"Values", Values},
+		{"Paths", Paths},
+		{"Refused", Refused},
+		{"Removed", Removed},
+		{"Renamed", Renamed},
+		{"Listing", Listing},
+	} {
+		t.Run(f.name, func(t *testing.T) { f.test(t, dir) })
+	}
+}
+
+// machine makes a machine that goes with the test, and returns its directory.
+func machine(t *testing.T, dir string) string {
+	t.Helper()
+	name := "fstest-" + strings.ReplaceAll(filepath.Base(t.Name()), "_", "-")
+	vm := filepath.Join(dir, "vm", name)
+	if err := os.Mkdir(vm, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(vm); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+	return vm
+}
+
+// write sends text as one write.
+func write(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return send(f, text)
+}
+
+// send is one write(2): os.File.Write would go on after a short one.
+func send(f *os.File, text string) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var werr error
+	err = c.Write(func(fd uintptr) bool {
+		n, werr = syscall.Write(int(fd), []byte(text))
+		return true
+	})
+	switch {
+	case err != nil:
+		return err
+	case werr != nil:
+		return werr
+	case n != len(text):
+		return errors.New("a short write")
+	}
+	return nil
+}
+
+func set(t *testing.T, path, text string) {
+	t.Helper()
+	if err := write(path, text); err != nil {
+		t.Fatalf("write %s: %v", path, err)
+	}
+}
+
+// refused checks that a write answers errno and changes nothing of file.
+func refused(t *testing.T, path, text string, errno syscall.Errno) {
+	t.Helper()
+	before := read(t, path)
+	if err := write(path, text); !errors.Is(err, errno) {
+		t.Errorf("write %.40q to %s: got %v, want %v", text, path, err, errno)
+	}
+	if after := read(t, path); after != before {
+		t.Errorf("a refused write changed %s from %q to %q", path, before, after)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func reads(t *testing.T, path, want string) {
+	t.Helper()
+	if got := read(t, path); got != want {
+		t.Errorf("%s: got %q, want %q", path, got, want)
+	}
+}
+
+func stat(t *testing.T, path string) *syscall.Stat_t {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatalf("stat %s: %v", path, err)
+	}
+	return &st
+}
+
+// fails checks an errno.
+func fails(t *testing.T, what string, err error, want ...syscall.Errno) {
+	t.Helper()
+	for _, errno := range want {
+		if errors.Is(err, errno) {
+			return
+		}
+	}
+	t.Errorf("%s: got %v, want one of %v", what, err, want)
+}
+
+// needRoot skips what takes the rights of several users.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root to act as other users")
+	}
+}
+
+// as runs a shell line as another user in a directory and returns what it
+// said. The shell goes there itself: a tree that this process serves cannot
+// answer between fork and exec.
+func as(uid uint32, dir, line string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `cd "$0" && `+line, dir)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	return out.String(), err
+}
