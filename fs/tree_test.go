@@ -29,7 +29,7 @@ var (
 func tree(t *testing.T) (*fs.Tree, *ctl.Manager, *ctltest.Host) {
 	t.Helper()
 	host := ctltest.NewHost()
-	m, err := ctl.Open(bg, ctl.Options{State: t.TempDir(), Host: host})
+	m, err := ctl.Open(bg, ctl.Options{State: stateDir(t), Host: host})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +45,26 @@ func tree(t *testing.T) (*fs.Tree, *ctl.Manager, *ctltest.Host) {
 		t.Fatal(err)
 	}
 	return fs.New(m), m, host
+}
+
+// stateDir is a directory of the test. A Manager has no end, and may still
+// write when the test is over: the removal is tried again.
+func stateDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fs-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 50 {
+			if err = os.RemoveAll(dir); err == nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Error(err)
+	})
+	return dir
 }
 
 // walk finds a node.
