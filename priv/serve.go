@@ -70,6 +70,9 @@ func Serve(o Options) error {
 
 // restrict gives up what priv does not need, before it does anything.
 func restrict() error {
+	if err := keepFiles(); err != nil {
+		return err
+	}
 	if err := confine.NoNewPrivs(); err != nil {
 		return err
 	}
@@ -80,6 +83,15 @@ func restrict() error {
 		return fmt.Errorf("no core dumps: %w", err)
 	}
 	return confine.Seccomp(confine.Priv)
+}
+
+// keepFiles keeps what whoever started the daemon left open from reaching
+// other roles; each gets its own files and standard ones.
+func keepFiles() error {
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("files that were inherited: %w", err)
+	}
+	return nil
 }
 
 // newServer takes the lock and finds out what an earlier daemon left.

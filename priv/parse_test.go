@@ -1,0 +1,182 @@
+package priv
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"vmfs/priv/wire"
+)
+
+// seeds are requests that core may send, and some that it may not.
+var seeds = []string{
+	"open 1000 ro /srv/a.raw rw /srv/b.raw", `open 0 ro "/srv/a b"`, "open 1000", "open 1000 ro", "open 1000 ro a.raw",
+	"open -1 ro /a", "open 4294967295 ro /a", "open 1899999999 ro /a", "open 1900000003 ro /a", "open 01 ro /a", "open 1 wo /a",
+	`open 1 ro "/a\x00b"`, "open 1 ro /" + strings.Repeat("a", 5000),
+	"spawn 1 kvm", "spawn 1 tcg", "spawn 0 tcg", "spawn 100000001 tcg", "spawn 1 xen", "spawn 1", "spawn ../1 tcg",
+	"guests 0", "guests 7", "guests", "guests -1", "end 1", "end 0", "end 1 2", "engines", "engines x", "alive", "serving",
+	"draining", "shutdown", "shutdown now", "exec /bin/sh", `"" x`,
+}
+
+func TestParseRequest(t *testing.T) {
+	good := []string{"open 1000 ro /srv/a.raw rw /srv/b.raw", `open 0 ro "/srv/a b"`, "spawn 1 kvm", "spawn 1 tcg",
+		"guests 0", "guests 7", "end 1", "engines", "alive", "serving", "draining", "shutdown"}
+	for _, s := range seeds {
+		fields, err := wire.Decode([]byte(s))
+		if err != nil {
+			t.Fatalf("%q: %v", s, err)
+		}
+		_, err = parseRequest(fields[0], fields[1:])
+		if want := slices.Contains(good, s); (err == nil) != want {
+			t.Errorf("%.60q: %v, want taken: %v", s, err, want)
+		}
+	}
+	if _, err := parseRequest("open", append([]string{"1"}, slices.Repeat([]string{"ro", "/a"}, wire.MaxFiles+1)...)); err == nil {
+		t.Error("more files than a message holds were taken")
+	}
+}
+
+func TestVerbTable(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, v := range verbs {
+		if v.name == "" || v.why == "" || v.parse == nil || seen[v.name] {
+			t.Errorf("verb %q: twice, or without a reason or a parser", v.name)
+		}
+		seen[v.name] = true
+	}
+}
+
+func FuzzParseRequest(f *testing.F) {
+	for _, s := range seeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		fields, err := wire.Decode([]byte(line))
+		if err != nil {
+			return
+		}
+		if do, err := parseRequest(fields[0], fields[1:]); (do == nil) == (err == nil) {
+			t.Errorf("parseRequest(%q): an act %v, an error %v", fields, do != nil, err)
+		}
+	})
+}
+
+func FuzzOpenRequest(f *testing.F) {
+	for _, s := range []string{"open 0 2 /a /b ro /c", "open 1000 0 rw /c", "open 1 -1 ro /a", "open 1 9 ro /a", "open 1 1 a ro /a"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		fields, err := wire.Decode([]byte(line))
+		if err != nil {
+			return
+		}
+		r, err := parseOpenRequest(fields)
+		if err != nil {
+			return
+		}
+		again, err := parseOpenRequest(r.fields())
+		if err != nil || !slices.Equal(again.wants, r.wants) || !slices.Equal(again.dirs, r.dirs) || again.uid != r.uid {
+			t.Errorf("parseOpenRequest(%q) = %v, again %v, %v", fields, r, again, err)
+		}
+	})
+}
+
+func FuzzOpened(f *testing.F) {
+	f.Add("ok raw qcow2", 2)
+	f.Add("ok raw", 2)
+	f.Add("error ENOENT \"open /a: no such file\"", 0)
+	f.Add("error EWHAT x", 0)
+	f.Add("error ENOENT \"a\\nb\"", 0)
+	f.Fuzz(func(t *testing.T, line string, files int) {
+		fields, err := wire.Decode([]byte(line))
+		if err != nil {
+			return
+		}
+		formats, err := parseOpened(fields, files, 2)
+		if err == nil && (len(formats) != 2 || files != 2) {
+			t.Errorf("parseOpened(%q, %d) = %q", fields, files, formats)
+		}
+		if err != nil && strings.ContainsAny(err.Error(), "\n\r\x1b\x00") {
+			t.Errorf("parseOpened(%q): %q is no sentence for a log", fields, err)
+		}
+	})
+}
+
+func FuzzParseRecord(f *testing.F) {
+	for _, s := range []string{"pid 12\nstart 345\nuid 1900000001\n", "pid 1\nstart 1\nuid 0\n", "pid 12\nstart 345\n", "pid 012\nstart 345\nuid 1\n", "pid -5\nstart 1\nuid 1\n", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := parseRecord([]byte(text))
+		if err == nil && (string(r.text()) != text || r.pid <= 1) {
+			t.Errorf("parseRecord(%q) = %v", text, r)
+		}
+	})
+}
+
+func FuzzParseMounts(f *testing.F) {
+	f.Add("36 35 98:0 / /mnt rw,noatime shared:1 - ext4 /dev/root rw,errors=continue\n")
+	f.Add(`43 42 0:40 / /a\040b rw - fuse.vmfs vmfs:/run\134x rw,user_id=7` + "\n")
+	f.Add("1 2 - x\n")
+	f.Add(`1 2 0:1 / \04 - - a b`)
+	f.Fuzz(func(t *testing.T, text string) {
+		mounts, err := parseMounts(text)
+		if err != nil {
+			return
+		}
+		for i := range mounts {
+			mounts[i].owner()
+			topMount(mounts, mounts[i].point)
+		}
+	})
+}
+
+func TestParseMounts(t *testing.T) {
+	mounts, err := parseMounts("42 27 0:39 / /a\\040b ro - tmpfs vmfs ro\n" +
+		"43 42 0:40 / /a\\040b rw shared:7 - fuse.vmfs vmfs:/r rw,user_id=7,group_id=7\n" +
+		"44 27 0:41 / /c rw - ext4 /dev/x rw\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := topMount(mounts, "/a b")
+	if top == nil || top.id != 43 || top.source != "vmfs:/r" {
+		t.Fatalf("top = %+v", top)
+	}
+	if uid, ok := top.owner(); uid != "7" || !ok {
+		t.Errorf("owner = %q, %v", uid, ok)
+	}
+	if _, ok := mounts[2].owner(); ok {
+		t.Error("ext4 is no FUSE")
+	}
+	if topMount(mounts, "/a") != nil {
+		t.Error("nothing is mounted on /a")
+	}
+}
+
+func TestParseStart(t *testing.T) {
+	rest := strings.Repeat(" 1", 18) + " 777 5 5"
+	for stat, want := range map[string]uint64{
+		"12 (a b) S" + rest:     777,
+		"12 (a) b) R) S" + rest: 777,
+		"12 (gone) Z" + rest:    0,
+		"12 (short) S 1 2":      0,
+		"":                      0,
+	} {
+		if got := parseStart(stat); got != want {
+			t.Errorf("parseStart(%q) = %d, want %d", stat, got, want)
+		}
+	}
+}
+
+func TestParseVersion(t *testing.T) {
+	for text, want := range map[string]string{
+		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright": "7.2.22",
+		"QEMU emulator version 9.0.0\n":                                 "9.0.0",
+		"QEMU emulator version \x1b[2J":                                 "",
+		"something else":                                                "",
+	} {
+		if got, err := parseVersion(text); got != want || (err == nil) != (want != "") {
+			t.Errorf("parseVersion(%q) = %q, %v; want %q", text, got, err, want)
+		}
+	}
+}
