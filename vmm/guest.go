@@ -18,6 +18,7 @@ package vmm
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -71,7 +72,10 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	unix.CloseOnExec(listenFD)
+	// QEMU gets what it is given, and nothing that happened to be open.
+	if err := unix.CloseRange(listenFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close-on-exec: %w", err)
+	}
 	// A collection is cheap: there is little. What there is stays small.
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(16 << 20)
@@ -92,7 +96,7 @@ func run(args []string) error {
 	if !ok {
 		return fmt.Errorf("descriptor %d: not a unix socket", listenFD)
 	}
-	m, err := newMachine(r.accel)
+	m, err := newMachine(r.id, r.accel)
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 stty -echo
+trap '' INT
 echo "READY cpus=$(grep -c ^processor /proc/cpuinfo)"
 while read line; do
 	eval "$line"

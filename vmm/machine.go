@@ -21,6 +21,9 @@ const (
 	goTime   = 15 * time.Second // from go until the CPUs run
 	keysTime = 3 * time.Second  // from the power button to Ctrl-Alt-Del, at most
 	killTime = 5 * time.Second  // for a killed QEMU to be gone
+	// A reboot is several resets: a kernel tries one way after the other,
+	// and the BIOS, finding that it ran before, resets once more.
+	resetTime = time.Second
 )
 
 // engine is what runs a machine: a *qemu.VM.
@@ -53,6 +56,7 @@ const (
 
 // machine is the one launch of this process, from before it until after it.
 type machine struct {
+	id     uint32
 	accel  string
 	boot   func(context.Context, *qemu.Spec, func(qemu.Event)) (engine, error)
 	seal   func() error     // called once QEMU runs: no program is executed any more
@@ -75,6 +79,7 @@ type machine struct {
 	engineName string // "qemu 7.2.22 tcg"
 	started    time.Time
 	reboots    int
+	lastReset  time.Time // the first of several
 	stop       *stopping
 	kill       *verdict
 	exit       *ctl.Exit
@@ -96,12 +101,13 @@ type verdict struct {
 	failed   bool
 }
 
-func newMachine(accel string) (*machine, error) {
+func newMachine(id uint32, accel string) (*machine, error) {
 	screen, err := console.NewWriter()
 	if err != nil {
 		return nil, err
 	}
 	return &machine{
+		id:    id,
 		accel: accel,
 		boot: func(ctx context.Context, s *qemu.Spec, tell func(qemu.Event)) (engine, error) {
 			vm, err := qemu.Start(ctx, s, tell)
@@ -170,6 +176,7 @@ func (m *machine) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	spec.ID = m.id
 	e, err := m.boot(ctx, spec, m.event)
 	if err != nil {
 		return err
@@ -301,7 +308,10 @@ func (m *machine) event(e qemu.Event) {
 		if engine := m.engine; engine != nil {
 			go engine.Quit(context.Background())
 		}
-	case e == qemu.GuestReset:
+	case e == qemu.HostReset:
+		m.lastReset = time.Now()
+	case e == qemu.GuestReset && time.Since(m.lastReset) > resetTime:
+		m.lastReset = time.Now()
 		m.reboots++
 		news = append(news, ctl.Rebooted)
 	case e == qemu.Stopped && m.state == stateRunning:

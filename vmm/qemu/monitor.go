@@ -23,7 +23,7 @@ const (
 )
 
 var (
-	errHungUp = errors.New("qemu hung up")
+	errHungUp = ctl.Errorf(syscall.EIO, "qemu hung up")
 	errLine   = errors.New("qemu: not a message of the monitor")
 )
 

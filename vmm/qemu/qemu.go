@@ -35,6 +35,7 @@ type VM struct {
 	console *net.UnixConn
 	version string
 	cmd     *exec.Cmd
+	thread  *thread // that started QEMU
 	qmp     *monitor
 	log     *tail
 	meter   *meter
@@ -57,7 +58,8 @@ type End struct {
 type Event int
 
 const (
-	GuestReset Event = iota // the guest reset itself
+	GuestReset Event = iota // the guest reset itself; one reboot may be several
+	HostReset               // Reset was called
 	Stopped                 // the CPUs stopped
 	Resumed                 // the CPUs go on
 )
@@ -103,7 +105,7 @@ func Start(ctx context.Context, s *Spec, tell func(Event)) (*VM, error) {
 	}
 	ends = append(ends, stderr)
 
-	vm := &VM{console: console, log: log, done: make(chan struct{})}
+	vm := &VM{console: console, log: log, thread: newThread(), done: make(chan struct{})}
 	args, extra := s.command(theirMonitor, theirConsole)
 	vm.cmd = &exec.Cmd{
 		Path:       path,
@@ -115,14 +117,19 @@ func Start(ctx context.Context, s *Spec, tell func(Event)) (*VM, error) {
 		Stderr:     stderr,
 		ExtraFiles: extra,
 	}
-	if err := vm.cmd.Start(); err != nil {
+	vm.thread.do(func() {
+		if err = vm.cmd.Start(); err == nil {
+			vm.meter = newMeter(vm.cmd.Process.Pid, uint64(s.MemoryMiB)<<20)
+		}
+	})
+	if err != nil {
+		vm.thread.end()
 		console.Close()
 		monitorConn.Close()
 		log.Close()
 		return nil, ctl.Errorf(ctl.Errno(err), "%s: %v", path, err)
 	}
 	ends.close()
-	vm.meter = newMeter(vm.cmd.Process.Pid, uint64(s.MemoryMiB)<<20)
 	vm.qmp = newMonitor(monitorConn, func(e event) { vm.event(e, tell) })
 	go vm.wait()
 	if vm.version, err = vm.qmp.greet(ctx); err != nil {
@@ -240,6 +247,8 @@ func (vm *VM) event(e event, tell func(Event)) {
 	case "RESET":
 		if e.Guest {
 			tell(GuestReset)
+		} else {
+			tell(HostReset)
 		}
 	case "STOP":
 		tell(Stopped)
@@ -266,12 +275,13 @@ func (vm *VM) End() End {
 }
 
 // Kill ends QEMU at once, without waiting for it.
-func (vm *VM) Kill() { vm.cmd.Process.Kill() }
+func (vm *VM) Kill() { vm.thread.do(func() { vm.cmd.Process.Kill() }) }
 
 // Close releases what is left of a QEMU that has ended, and kills one that
 // has not.
 func (vm *VM) Close() {
 	vm.Kill()
+	vm.thread.end()
 	vm.qmp.close()
 	vm.console.Close()
 	vm.log.Close()
