@@ -104,8 +104,11 @@ func noKVM(device, pvm string) string {
 	}
 	defer f.Close()
 	version, err := unix.IoctlRetInt(int(f.Fd()), kvmGetAPIVersion)
-	if err != nil || version != kvmAPIVersion {
-		return fmt.Sprintf("%s: API version %d, %v; want %d", device, version, err, kvmAPIVersion)
+	if err != nil {
+		return fmt.Sprintf("%s: not KVM: %v", device, err)
+	}
+	if version != kvmAPIVersion {
+		return fmt.Sprintf("%s: API version %d, want %d", device, version, kvmAPIVersion)
 	}
 	if _, err := os.Stat(pvm); err == nil {
 		return "kvm_pvm interprets the guest's code: no ordinary kernel runs"

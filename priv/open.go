@@ -59,7 +59,7 @@ func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) ([]*os
 		return files, formats, err
 	}
 	closeAll(files)
-	return nil, nil, ctl.Errorf(syscall.ETIMEDOUT, "open %s as %s: the file system did not answer within %v", wants[0].Path, userName(uid), openTime)
+	return nil, nil, ctl.Errorf(syscall.ETIMEDOUT, "open %s as %s: no answer within %v, from the file system or about the user's groups", wants[0].Path, userName(uid), openTime)
 }
 
 // refuse says no to a user of whose openers too many hang already.

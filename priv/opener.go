@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -149,8 +150,13 @@ func groupsOf(uid uint32) (gid uint32, groups []uint32, err error) {
 	cmd := &exec.Cmd{
 		Path: id, Args: []string{"id", "-G", "--", fmt.Sprintf("+%d", uid)}, // + : a number, whatever names there are
 		Env: []string{"LC_ALL=C"}, Dir: "/",
-		SysProcAttr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}},
+		SysProcAttr: &syscall.SysProcAttr{
+			Credential: &syscall.Credential{Uid: nobody, Gid: nobody},
+			Pdeathsig:  syscall.SIGKILL, // when priv has waited long enough
+		},
 	}
+	runtime.LockOSThread() // whose death the signal is about
+	defer runtime.UnlockOSThread()
 	out, err := cmd.Output()
 	var status *exec.ExitError
 	if errors.As(err, &status) {

@@ -188,7 +188,7 @@ func TestOpenHangs(t *testing.T) {
 	o := newOpeners(nil)
 	start := time.Now()
 	_, _, err = o.open(context.Background(), alice, []ctl.Want{{Path: dir + "/disk"}})
-	if !errors.Is(err, syscall.ETIMEDOUT) || !strings.Contains(err.Error(), "did not answer") {
+	if !errors.Is(err, syscall.ETIMEDOUT) || !strings.Contains(err.Error(), "no answer within 2s") {
 		t.Errorf("got %v, want ETIMEDOUT", err)
 	}
 	if d := time.Since(start); d > openTime+time.Second {

@@ -97,11 +97,21 @@ func capset(keep uint64) error {
 
 // Become makes all threads the user uid with gid and exactly groups, for
 // good: real, effective and saved ids, and no capability left, also when uid
-// is 0. It looks afterwards whether that is so.
+// is 0. With CAP_SETPCAP it empties the bounding set first. It looks
+// afterwards whether all that is so, but for the bounding set.
 func Become(uid, gid uint32, groups []uint32) error {
 	list := make([]int, len(groups))
 	for i, g := range groups {
 		list[i] = int(g)
+	}
+	have, err := capget()
+	if err != nil {
+		return err
+	}
+	if have.effective&(1<<unix.CAP_SETPCAP) != 0 {
+		if err := bound(0); err != nil {
+			return err
+		}
 	}
 	if err := syscall.Setgroups(list); err != nil {
 		return fmt.Errorf("confine: setgroups of %d groups: %w", len(groups), err)

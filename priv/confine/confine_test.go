@@ -220,6 +220,11 @@ func TestBecome(t *testing.T) {
 		t.Fatal(err, out)
 	}
 	has(t, out, "Uid 0 0 0 0", "CapEff 0000000000000000", "CapPrm 0000000000000000")
+	out, err = apply(t, "nnp", "keep:jail", "become:1234", "status")
+	if err != nil {
+		t.Fatal(err, out)
+	}
+	has(t, out, "CapEff 0000000000000000", "CapBnd 0000000000000000")
 	if out, err := apply(t, "keep:guest", "become:1234"); err == nil || !strings.Contains(out, "setgroups") {
 		t.Errorf("without CAP_SETGID: %v\n%s", err, out)
 	}
