@@ -107,7 +107,7 @@ func (n *node) gone() error {
 // refuse notes what by is refused of a file, for err, and passes it on. Every
 // refusal goes through here once. An interrupt is none.
 func (t *Tree) refuse(by ctl.Cred, path string, err error) error {
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, syscall.EINTR) {
 		t.m.Refused(by, path, err)
 	}
 	return err

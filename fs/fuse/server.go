@@ -21,6 +21,7 @@ import (
 	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"vmfs/fs"
 )
@@ -43,6 +44,7 @@ type Options struct {
 type Server struct {
 	bridge *bridge
 	server *gofuse.Server
+	dir    string // that Mount mounted by itself
 	done   chan struct{}
 }
 
@@ -53,14 +55,30 @@ func Serve(dev string, root fs.Dir, o Options) (*Server, error) {
 	return serve(dev, root, o, &gofuse.MountOptions{})
 }
 
-// Mount mounts root on a directory and serves it there: with mount(2), which
-// takes root's rights, or else through fusermount3, for this user alone.
+// Mount mounts root on a directory and serves it there: with mount(2) for
+// root, for all users; else through fusermount3, for this user alone.
 func Mount(dir string, root fs.Dir, o Options) (*Server, error) {
-	return serve(dir, root, o, &gofuse.MountOptions{
-		DirectMount: os.Getuid() == 0,
-		AllowOther:  os.Getuid() == 0,
-		Options:     []string{"default_permissions"},
-	})
+	if os.Getuid() != 0 {
+		return serve(dir, root, o, &gofuse.MountOptions{Options: []string{"default_permissions"}})
+	}
+	// Not by the library's own mount, whose descriptor children inherit: a
+	// child that outlives the server would keep a dead mount waiting.
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/fuse: %w", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d,default_permissions,allow_other", fd, MaxRead)
+	if err := unix.Mount("vmfs", dir, "fuse.vmfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	}
+	s, err := Serve(fmt.Sprintf("/dev/fd/%d", fd), root, o)
+	if err != nil {
+		unix.Unmount(dir, unix.MNT_DETACH)
+		return nil, err
+	}
+	s.dir = dir
+	return s, nil
 }
 
 func serve(where string, root fs.Dir, o Options, m *gofuse.MountOptions) (*Server, error) {
@@ -99,10 +117,20 @@ func (s *Server) Done() <-chan struct{} { return s.done }
 
 // Unmount ends what Mount began. EBUSY while somebody uses it.
 func (s *Server) Unmount() error {
-	if err := s.server.Unmount(); err != nil {
-		return err
+	err := s.unmount()
+	if err == nil {
+		s.Wait()
 	}
-	s.Wait()
+	return err
+}
+
+func (s *Server) unmount() error {
+	if s.dir == "" {
+		return s.server.Unmount()
+	}
+	if err := unix.Unmount(s.dir, 0); err != nil {
+		return fmt.Errorf("unmount %s: %w", s.dir, err)
+	}
 	return nil
 }
 
