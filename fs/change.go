@@ -1,7 +1,9 @@
 package fs
 
 import (
+	"slices"
 	"strconv"
+	"time"
 
 	"vmfs/ctl"
 )
@@ -25,21 +27,19 @@ func (t *Tree) Watch(f func([]Change)) {
 
 // changed is the Manager's OnChange.
 func (t *Tree) changed(c ctl.Change) {
-	switch c.What {
-	case ctl.Created, ctl.Removed, ctl.Renamed:
-		t.moved.Store(t.m.EventsChanged().UnixNano())
-	}
-	watchers := t.watchers.Load()
-	if watchers == nil {
-		return
+	if c.What == ctl.Created || c.What == ctl.Removed || c.What == ctl.Renamed {
+		t.moved.Store(time.Now().UnixNano())
 	}
 	changes := t.changes(c)
-	for _, f := range *watchers {
-		f(changes)
+	if watchers := t.watchers.Load(); watchers != nil {
+		for _, f := range *watchers {
+			f(changes)
+		}
 	}
 }
 
-// changes translates.
+// changes translates. It names more than what changed: all files of the
+// machine, and the few of none.
 func (t *Tree) changes(c ctl.Change) []Change {
 	changes := make([]Change, 0, 2*len(lines))
 	for _, l := range lines {
@@ -50,38 +50,27 @@ func (t *Tree) changes(c ctl.Change) []Change {
 	if c.VM == nil || c.What == ctl.Created {
 		return changes
 	}
+	serial := c.VM.Serial()
 	for _, l := range lines {
-		if l.ofVM {
-			changes = l.changes(changes, c.VM)
-		}
-		if l.many != nil && !l.ofVM && c.What != ctl.Contents && c.What != ctl.Policy {
-			changes = append(changes, Change{Dir: l.row, Name: c.Name, Ino: l.many.ino(c.VM.Serial(), 0)})
+		switch {
+		case l.ofVM && !l.disk:
+			changes = append(changes, Change{Ino: l.ino(serial, 0, 0)})
+		case !l.ofVM && l.many != nil && c.What != ctl.Contents && c.What != ctl.Policy:
+			changes = append(changes, Change{Dir: l.row, Name: c.Name, Ino: l.many.ino(serial, 0, 0)})
 		}
 	}
+	t.disks.settle(c.VM, func(n int, life uint64) {
+		for _, l := range lines {
+			if l.disk {
+				changes = append(changes, Change{Ino: l.ino(serial, n, life)})
+			}
+		}
+	}, func(n int, life uint64) {
+		dir, ino := disksLine.ino(serial, 0, 0), disksLine.many.ino(serial, n, life)
+		changes = append(changes, Change{Ino: ino}, Change{Dir: dir, Name: strconv.Itoa(n), Ino: ino})
+	})
 	return changes
 }
 
-// changes are those of one line of a machine.
-func (l *line) changes(changes []Change, vm *ctl.VM) []Change {
-	serial := vm.Serial()
-	if !l.disk {
-		changes = append(changes, Change{Ino: l.ino(serial, 0)})
-	}
-	for n := range l.below {
-		switch {
-		case !l.disk:
-		case vm.HasDisk(n):
-			changes = append(changes, Change{Ino: l.ino(serial, n)})
-		}
-	}
-	if l.many == nil {
-		return changes
-	}
-	for n := range ctl.MaxDisks {
-		if !vm.HasDisk(n) {
-			ino := l.many.ino(serial, n)
-			changes = append(changes, Change{Ino: ino}, Change{Dir: l.ino(serial, 0), Name: strconv.Itoa(n), Ino: ino})
-		}
-	}
-	return changes
-}
+// disksLine is the directory of a machine's disks.
+var disksLine = lines[slices.IndexFunc(lines, func(l *line) bool { return l.path == "vm/NAME/disk" })]

@@ -15,17 +15,17 @@ func (d *dir) Lookup(_ context.Context, name string) (Node, error) {
 		return nil, err
 	}
 	if l := d.names[name]; l != nil {
-		return d.at(l, d.vm, d.n), nil
+		return d.at(l), nil
 	}
 	switch {
 	case d.many == nil:
 	case d.vm != nil:
 		if n, ok := diskNumber(name); ok && d.vm.HasDisk(n) {
-			return d.at(d.many, d.vm, n), nil
+			return d.atDisk(n), nil
 		}
 	default:
 		if vm := d.t.m.VM(name); vm != nil {
-			return d.at(d.many, vm, 0), nil
+			return d.atVM(vm), nil
 		}
 	}
 	return nil, errNotThere
@@ -46,11 +46,11 @@ func (d *dir) List(context.Context) ([]Entry, error) {
 	}
 	entries := make([]Entry, 0, len(d.fixed))
 	for _, l := range d.fixed {
-		entries = append(entries, Entry{l.name(), d.at(l, d.vm, d.n)})
+		entries = append(entries, Entry{l.name(), d.at(l)})
 	}
 	if d.many != nil {
 		for _, n := range d.vm.Disks() {
-			entries = append(entries, Entry{strconv.Itoa(n), d.at(d.many, d.vm, n)})
+			entries = append(entries, Entry{strconv.Itoa(n), d.atDisk(n)})
 		}
 	}
 	return entries, nil
@@ -78,7 +78,7 @@ func (d *dir) listMachines() []Entry {
 	}
 	l := &listing{of: vms, entries: make([]Entry, 0, len(vms))}
 	for _, vm := range vms {
-		l.entries = append(l.entries, Entry{vm.Name(), d.at(d.many, vm, 0)})
+		l.entries = append(l.entries, Entry{vm.Name(), d.atVM(vm)})
 	}
 	cache.Store(l)
 	return l.entries
@@ -153,7 +153,7 @@ func mkdirVM(n *node, by ctl.Cred, name string, mode uint32) (Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.at(n.many, vm, 0), nil
+	return n.atVM(vm), nil
 }
 
 func rmdirVM(n *node, by ctl.Cred, name string) error {
@@ -172,7 +172,7 @@ func mkdirDisk(n *node, by ctl.Cred, name string, _ uint32) (Node, error) {
 	if err := n.vm.AddDisk(by, disk); err != nil {
 		return nil, err
 	}
-	return n.at(n.many, n.vm, disk), nil
+	return n.atDisk(disk), nil
 }
 
 func rmdirDisk(n *node, by ctl.Cred, name string) error {

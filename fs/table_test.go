@@ -79,27 +79,30 @@ func TestHelp(t *testing.T) {
 
 // No two files have one inode number, and all fit.
 func TestInos(t *testing.T) {
-	if len(lines) >= 1<<diskShift || ctl.MaxDisks > 1<<(serialShift-diskShift) {
+	if len(lines) >= 1<<rowBits || ctl.MaxDisks > 1<<diskBits {
 		t.Fatalf("%d lines and %d disks do not fit in an inode number", len(lines), ctl.MaxDisks)
 	}
 	seen := map[uint64]string{}
+	add := func(ino uint64, path string) {
+		if seen[ino] != "" {
+			t.Errorf("%s and %s have inode number %d", path, seen[ino], ino)
+		}
+		seen[ino] = path
+	}
 	for _, l := range lines {
-		for _, serial := range []uint64{0, 1, 2} {
-			for n := range l.below {
-				if (serial > 0) != l.ofVM {
-					continue
-				}
-				ino := l.ino(serial, n)
-				if seen[ino] != "" {
-					t.Errorf("%s and %s have inode number %d", l.path, seen[ino], ino)
-				}
-				seen[ino] = l.path
+		if !l.ofVM {
+			add(l.row, l.path)
+			continue
+		}
+		for _, serial := range []uint64{1, 2, 1 << 30} {
+			add(l.ino(serial, 0, 0), l.path)
+			for n := 1; n < len(l.below); n++ {
+				add(l.ino(serial, n, 0), l.path)
+				add(l.ino(serial, n, 1), l.path)
 			}
 		}
 	}
-	if seen[1] != "" || lines[0].row != 1 {
-		if lines[0].row != 1 {
-			t.Error("the root's inode number is not 1")
-		}
+	if lines[0].row != 1 || lines[0].path != "" {
+		t.Error("the root's inode number is not 1")
 	}
 }

@@ -14,9 +14,10 @@ import (
 
 // Tree is the whole tree of one Manager.
 type Tree struct {
-	m    *ctl.Manager
-	help string
-	held held
+	m     *ctl.Manager
+	help  string
+	held  held
+	disks disks
 
 	watchers atomic.Pointer[[]func([]Change)]
 	machines atomic.Pointer[listing] // of vm/
@@ -40,8 +41,9 @@ func (t *Tree) Root() Dir { return &dir{node{t: t, line: lines[0]}} }
 type node struct {
 	t *Tree
 	*line
-	vm *ctl.VM // nil for files of no machine
-	n  int     // the disk's number, if it is a disk's
+	vm   *ctl.VM // nil for files of no machine
+	n    int     // the disk's number, if it is a disk's
+	life uint64  // and which of that number
 }
 
 type (
@@ -49,31 +51,42 @@ type (
 	file struct{ node }
 )
 
-// at is the Node of a line below n.
-func (n *node) at(l *line, vm *ctl.VM, disk int) Node {
-	child := node{t: n.t, line: l, vm: vm, n: disk}
-	if l.kind == directory {
-		return &dir{child}
-	}
-	return &file{child}
+// at is the Node of a line below n: of the same machine and disk.
+func (n *node) at(l *line) Node {
+	return node{t: n.t, line: l, vm: n.vm, n: n.n, life: n.life}.kindly()
 }
 
-// Inode numbers: which machine, which disk, which line of the table. Serial
-// numbers are never used again, 0 is no machine's. The root has number 1.
+func (n *node) atVM(vm *ctl.VM) Node { return node{t: n.t, line: n.many, vm: vm}.kindly() }
+
+func (n *node) atDisk(disk int) Node {
+	return node{t: n.t, line: n.many, vm: n.vm, n: disk, life: n.t.disks.see(n.vm, disk)}.kindly()
+}
+
+func (n node) kindly() Node {
+	if n.kind == directory {
+		return &dir{n}
+	}
+	return &file{n}
+}
+
+// Inode numbers: which machine, which disk and which of that number, which
+// line of the table. Serial numbers are never used again, 0 is no machine's.
+// The root has number 1.
 const (
-	serialShift = 16
-	diskShift   = 8
+	rowBits  = 8
+	diskBits = 4
+	lifeBits = 16 // so many disks of one number a machine can have before an inode number returns
 )
 
-func (l *line) ino(serial uint64, disk int) uint64 {
-	return serial<<serialShift | uint64(disk)<<diskShift | l.row
+func (l *line) ino(serial uint64, disk int, life uint64) uint64 {
+	return ((serial<<lifeBits|life&(1<<lifeBits-1))<<diskBits|uint64(disk))<<rowBits | l.row
 }
 
 func (n *node) ino() uint64 {
 	if n.vm == nil {
 		return n.row
 	}
-	return n.line.ino(n.vm.Serial(), n.n)
+	return n.line.ino(n.vm.Serial(), n.n, n.life)
 }
 
 // policyPath is the path that the Manager or the machine knows the file by.
@@ -98,7 +111,7 @@ func (n *node) gone() error {
 		return nil
 	case n.vm.Removed():
 		return ctl.Errorf(syscall.ENOENT, "%s: the machine was removed", n.vm.Name())
-	case n.disk && !n.vm.HasDisk(n.n):
+	case n.disk && !(n.vm.HasDisk(n.n) && n.t.disks.is(n.vm, n.n, n.life)):
 		return ctl.Errorf(syscall.ENOENT, "disk/%d: the disk was removed", n.n)
 	}
 	return nil

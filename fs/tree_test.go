@@ -29,10 +29,11 @@ var (
 func tree(t *testing.T) (*fs.Tree, *ctl.Manager, *ctltest.Host) {
 	t.Helper()
 	host := ctltest.NewHost()
-	m, err := ctl.Open(bg, ctl.Options{State: stateDir(t), Host: host})
+	m, err := ctl.Open(bg, ctl.Options{State: t.TempDir(), Host: host})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(m.Close)
 	vm, err := m.Create(alice, "web", 0o755, alice.GID)
 	if err != nil {
 		t.Fatal(err)
@@ -45,26 +46,6 @@ func tree(t *testing.T) (*fs.Tree, *ctl.Manager, *ctltest.Host) {
 		t.Fatal(err)
 	}
 	return fs.New(m), m, host
-}
-
-// stateDir is a directory of the test. A Manager has no end, and may still
-// write when the test is over: the removal is tried again.
-func stateDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "fs-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for range 50 {
-			if err = os.RemoveAll(dir); err == nil {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		t.Error(err)
-	})
-	return dir
 }
 
 // walk finds a node.
@@ -423,7 +404,10 @@ func TestChanges(t *testing.T) {
 	ok(t, write(t, tr, alice, "vm/web/cpus", "2"))
 	told("write", fs.Change{Ino: ino("vm/web/cpus")}, fs.Change{Ino: ino("vm/web/config")}, fs.Change{Ino: ino("events.log")})
 	ok(t, write(t, tr, alice, "vm/web/config", "disk/5/path /x\n"))
-	told("a disk", fs.Change{Ino: ino("vm/web/disk")}, fs.Change{Ino: ino("vm/web/disk/5/path")})
+	told("a disk", fs.Change{Ino: ino("vm/web/disk")})
+	path := ino("vm/web/disk/5/path")
+	ok(t, write(t, tr, alice, "vm/web/disk/5/path", "/y"))
+	told("its path", fs.Change{Ino: path})
 	disks, disk := ino("vm/web/disk"), ino("vm/web/disk/5")
 	ok(t, write(t, tr, alice, "vm/web/config", "-disk/5\n"))
 	told("its end", fs.Change{Dir: disks, Name: "5", Ino: disk}, fs.Change{Ino: disk})
@@ -434,6 +418,34 @@ func TestChanges(t *testing.T) {
 	told("mv", fs.Change{Dir: vms, Name: "web", Ino: vm}, fs.Change{Dir: lives, Name: "web", Ino: live}, fs.Change{Ino: vms})
 	ok(t, write(t, tr, alice, "vm/b/ctl", "remove"))
 	told("remove", fs.Change{Dir: vms, Name: "b", Ino: vm}, fs.Change{Dir: lives, Name: "b", Ino: live}, fs.Change{Ino: vm})
+}
+
+// A disk that takes the number of one that was removed is another.
+func TestDiskAgain(t *testing.T) {
+	tr, _, _ := tree(t)
+	disks := walk(t, tr, "vm/web/disk").(fs.Dir)
+	first, err := disks.Mkdir(bg, alice, "0", 0o777)
+	ok(t, err)
+	old, err := first.Attr(bg)
+	ok(t, err)
+	h := open(t, tr, alice, "vm/web/disk/0/path", fs.Flags{Read: true, Write: true})
+	for range 3 {
+		ok(t, disks.Rmdir(bg, alice, "0"))
+		second, err := disks.Mkdir(bg, alice, "0", 0o777)
+		ok(t, err)
+		now, err := second.Attr(bg)
+		ok(t, err)
+		if now.Ino == old.Ino {
+			t.Errorf("both have inode number %d", now.Ino)
+		}
+		if err := h.Write(bg, []byte("/x")); !errors.Is(err, syscall.ENOENT) {
+			t.Errorf("write to the former disk's path: got %v, want ENOENT", err)
+		}
+		if _, err := first.Attr(bg); !errors.Is(err, syscall.ENOENT) {
+			t.Errorf("stat of the former disk: got %v, want ENOENT", err)
+		}
+	}
+	ok(t, write(t, tr, alice, "vm/web/disk/0/path", "/x"))
 }
 
 // All who list vm/ share one list.

@@ -39,6 +39,7 @@ func Run(t *testing.T, dir string) {
 		{"Paths", Paths},
 		{"Refused", Refused},
 		{"Removed", Removed},
+		{"Again", Again},
 		{"Renamed", Renamed},
 		{"Listing", Listing},
 	} {

@@ -491,6 +491,28 @@ func Removed(t *testing.T, dir string) {
 	}
 }
 
+// Again: a disk that takes the number of another works, also for one who has
+// the former's directory open.
+func Again(t *testing.T, dir string) {
+	vm := machine(t, dir)
+	for range 3 {
+		if err := os.Mkdir(vm+"/disk/0", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(vm + "/disk/0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		set(t, vm+"/disk/0/path", "/x")
+		reads(t, vm+"/disk/0/path", "/x\n")
+		if err := syscall.Rmdir(vm + "/disk/0"); err != nil {
+			t.Fatal(err)
+		}
+		reads(t, vm+"/config", "begin\nend\n")
+	}
+}
+
 // Renamed: a machine keeps its files under another name, the open ones too.
 func Renamed(t *testing.T, dir string) {
 	vm := machine(t, dir)

@@ -55,6 +55,7 @@ func tree(t *testing.T) (dir string, m *ctl.Manager, host *ctltest.Host) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(m.Close)
 	tr := fs.New(m)
 	dir, s := mounted(t, tr.Root())
 	tr.Watch(s.Changed)
