@@ -53,16 +53,16 @@ type (
 
 // at is the Node of a line below n: of the same machine and disk.
 func (n *node) at(l *line) Node {
-	return node{t: n.t, line: l, vm: n.vm, n: n.n, life: n.life}.kindly()
+	return node{t: n.t, line: l, vm: n.vm, n: n.n, life: n.life}.typed()
 }
 
-func (n *node) atVM(vm *ctl.VM) Node { return node{t: n.t, line: n.many, vm: vm}.kindly() }
+func (n *node) atVM(vm *ctl.VM) Node { return node{t: n.t, line: n.many, vm: vm}.typed() }
 
 func (n *node) atDisk(disk int) Node {
-	return node{t: n.t, line: n.many, vm: n.vm, n: disk, life: n.t.disks.see(n.vm, disk)}.kindly()
+	return node{t: n.t, line: n.many, vm: n.vm, n: disk, life: n.t.disks.see(n.vm, disk)}.typed()
 }
 
-func (n node) kindly() Node {
+func (n node) typed() Node {
 	if n.kind == directory {
 		return &dir{n}
 	}
