@@ -2,10 +2,10 @@ package vmm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -23,8 +23,8 @@ import (
 	"vmfs/priv/confine"
 )
 
-// This file plays priv and core: it starts guest processes as priv does, and
-// makes the kernel and initrd that real guests boot.
+// This file plays priv and core: it starts guest processes as priv does and
+// connects as core does.
 
 // coreUID is who may speak to the guests of these tests, beside root.
 const coreUID = confine.CoreUID
@@ -33,88 +33,26 @@ const coreUID = confine.CoreUID
 func needHost(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("boots a guest: not with -short")
+		t.Skip("skipping: boots a guest, and -short")
 	}
 	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: starts a guest process, which only root can")
+		t.Skip("skipping: only root starts guest processes")
 	}
 	if _, err := os.Stat("/usr/bin/qemu-system-x86_64"); err != nil {
-		t.Skip("SKIPPED: no QEMU here (package qemu-system-x86)")
+		t.Skip("skipping: no QEMU here (package qemu-system-x86)")
 	}
 }
 
-// kernel is a Linux kernel of VMFS_TEST_KERNEL, or the host's newest.
-func kernel(t *testing.T) string {
+// guestFile is a file of the guest that scripts/guest makes: a Debian kernel,
+// and a busybox with a shell on the serial line.
+func guestFile(t *testing.T, variable, name string) *os.File {
 	t.Helper()
-	if k := os.Getenv("VMFS_TEST_KERNEL"); k != "" {
-		return k
+	cache, _ := os.UserCacheDir()
+	path := cmp.Or(os.Getenv(variable), filepath.Join(cache, "vmfs", name))
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("skipping: make a guest with scripts/guest: %v", err)
 	}
-	found, _ := filepath.Glob("/boot/vmlinuz-*")
-	if len(found) == 0 {
-		t.Skip("SKIPPED: no kernel to boot; set VMFS_TEST_KERNEL to a vmlinuz of Debian")
-	}
-	return found[len(found)-1]
-}
-
-// initrd is VMFS_TEST_INITRD, or one made of busybox whose shell is on the
-// serial line.
-func initrd(t *testing.T) string {
-	t.Helper()
-	if i := os.Getenv("VMFS_TEST_INITRD"); i != "" {
-		return i
-	}
-	busybox, err := os.ReadFile("/usr/bin/busybox")
-	if err != nil {
-		t.Skip("SKIPPED: no /usr/bin/busybox for an initrd (package busybox-static); or set VMFS_TEST_INITRD")
-	}
-	var b bytes.Buffer
-	w := newc{w: &b}
-	for _, dir := range []string{"bin", "dev", "proc", "sys"} {
-		w.entry(dir, 0o40755, 0, nil)
-	}
-	w.entry("dev/console", 0o20600, 5<<8|1, nil)
-	w.entry("bin/busybox", 0o100755, 0, busybox)
-	w.entry("init", 0o100755, 0, []byte(initScript))
-	w.entry("TRAILER!!!", 0, 0, nil)
-	path := filepath.Join(t.TempDir(), "initrd")
-	if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-const initScript = `#!/bin/busybox sh
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-stty -echo
-trap '' INT
-echo "READY cpus=$(grep -c ^processor /proc/cpuinfo)"
-while read line; do
-	eval "$line"
-	echo "DONE $?"
-done
-`
-
-// newc writes a cpio archive as the kernel reads it.
-type newc struct {
-	w   io.Writer
-	ino int
-}
-
-func (c *newc) entry(name string, mode, rdev int, data []byte) {
-	c.ino++
-	fmt.Fprintf(c.w, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x",
-		c.ino, mode, 0, 0, 1, 0, len(data), 0, 0, rdev>>8, rdev&0xff, len(name)+1, 0)
-	c.padded(append([]byte(name), 0), 110)
-	c.padded(data, 0)
-}
-
-// padded writes p so that it ends at a multiple of 4, with before in front.
-func (c *newc) padded(p []byte, before int) {
-	c.w.Write(p)
-	c.w.Write(make([]byte, -(before+len(p))&3))
+	return open(t, path, os.O_RDONLY)
 }
 
 // guestBinary is the role as a program, built once without cgo.
@@ -265,32 +203,33 @@ func linux(t *testing.T, p *process, cpus int) *ctl.Launch {
 		ID: p.id, Generation: 7, Name: "test", Accel: "tcg", Reason: "a test",
 		CPUs: cpus, MemoryMiB: 256, Boot: "disk",
 		Cmdline: "console=ttyS0 quiet panic=-1",
-		Kernel:  open(t, kernel(t), os.O_RDONLY),
-		Initrd:  open(t, initrd(t), os.O_RDONLY),
+		Kernel:  guestFile(t, "VMFS_TEST_KERNEL", "vmlinuz"),
+		Initrd:  guestFile(t, "VMFS_TEST_INITRD", "initrd"),
 	}
 }
 
-// screen reads a console from a position on.
+// screen reads a console from the beginning.
 type screen struct {
 	t   *testing.T
 	c   ctl.Console
-	pos uint64
-	all strings.Builder
+	pos uint64 // of the console
+	all string // what was there up to pos
+	met int    // of all: what was expected and came
 }
 
-// expect reads until want has come, and returns what came up to it.
-func (s *screen) expect(want string, within time.Duration) string {
+// expect waits until want comes, behind what was expected before.
+func (s *screen) expect(want string, within time.Duration) {
 	s.t.Helper()
 	late := time.After(within)
 	buf := make([]byte, 4096)
-	begin := s.all.Len()
 	for {
 		changed := s.c.Changed()
 		n, at := s.c.ReadAt(buf, s.pos)
 		s.pos = at + uint64(n)
-		s.all.Write(buf[:n])
-		if strings.Contains(s.all.String()[begin:], want) {
-			return s.all.String()[begin:]
+		s.all += string(buf[:n])
+		if i := strings.Index(s.all[s.met:], want); i >= 0 {
+			s.met += i + len(want)
+			return
 		}
 		if n > 0 {
 			continue
@@ -298,12 +237,12 @@ func (s *screen) expect(want string, within time.Duration) string {
 		select {
 		case <-changed:
 		case <-late:
-			s.t.Fatalf("no %q on the console within %v, but %q", want, within, s.all.String()[begin:])
+			s.t.Fatalf("no %q on the console within %v, but %q", want, within, s.all[s.met:])
 		}
 	}
 }
 
-// state asks until the state is want.
+// awaitState asks until the state is want.
 func awaitState(t *testing.T, g ctl.Guest, want string, within time.Duration) ctl.GuestState {
 	t.Helper()
 	deadline := time.Now().Add(within)
