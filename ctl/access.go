@@ -10,7 +10,10 @@ import (
 
 // Cred is who asks: the credentials of the FUSE request that opened the
 // file, or of the 9P connection. Never something that a payload says.
-type Cred struct{ UID, GID uint32 }
+type Cred struct {
+	UID, GID uint32
+	Groups   []uint32 // the others; only where a door says that it knows them
+}
 
 // String is the login name, or the number of one who has none.
 func (c Cred) String() string { return UserName(c.UID) }
@@ -48,6 +51,19 @@ func (n node) over(a Access) Access {
 	}
 	if n.gid != unset {
 		a.GID = uint32(n.gid)
+	}
+	return a
+}
+
+// access is who may do what with a file; mode is what it has by default.
+func (d *definition) access(path string, mode uint32) Access {
+	a := d.nodes[""].over(Access{Mode: 0o755})
+	if path == "" {
+		return a
+	}
+	a.Mode = mode
+	if n, ok := d.nodes[path]; ok {
+		a = n.over(a)
 	}
 	return a
 }

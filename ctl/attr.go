@@ -15,6 +15,7 @@ type Attr struct {
 	Default string // what an unset one reads; empty for none
 	Values  string // for help
 	Path    bool   // a path of the host, opened with the rights of who set it
+	Live    bool   // acts on a machine that runs; the others wait for the next start
 
 	canon func(string) (string, error) // the canonical form, or why not
 }
@@ -33,6 +34,9 @@ var Attrs = []Attr{
 	{Name: "cdrom", Values: "path", Path: true, canon: canonPath},
 	{Name: "boot", Default: "disk", Values: "disk cdrom net", canon: oneOf("disk", "cdrom", "net")},
 	{Name: "engine", Default: "auto", Values: "auto native qemu", canon: oneOf("auto", "native", "qemu")},
+	{Name: "autostart", Default: "no", Values: "yes no; starts once a boot of the host", Live: true, canon: canonBool},
+	{Name: "ephemeral", Default: "no", Values: "yes no; the machine is removed when its guest stops", Live: true, canon: canonBool},
+	{Name: "note", Values: "free text", Live: true, canon: canonNote},
 	{Name: "disk/N/path", Values: "path of an image", Path: true, canon: canonPath},
 	{Name: "disk/N/format", Default: "auto", Values: "auto raw; auto is settled at the first start", canon: oneOf("auto", "raw")},
 	{Name: "disk/N/readonly", Default: "no", Values: "yes no", canon: canonBool},
@@ -127,6 +131,16 @@ func canonPath(s string) (string, error) {
 	}
 	if len(s) > 4095 {
 		return "", fmt.Errorf("longer than a path can be")
+	}
+	return s, nil
+}
+
+// maxNote bounds what people write about a machine, in bytes.
+const maxNote = 4096
+
+func canonNote(s string) (string, error) {
+	if len(s) > maxNote {
+		return "", fmt.Errorf("longer than %d bytes", maxNote)
 	}
 	return s, nil
 }

@@ -91,12 +91,23 @@ func (d *definition) removeDisk(n int) error {
 
 // config is the definition flattened: `path value` lines in byte order
 // between begin and end.
-func (d *definition) config() string {
-	var lines []string
+func (d *definition) config() string { return flat(d.said()) }
+
+// said are the values that were set, by path.
+func (d *definition) said() map[string]string {
+	m := make(map[string]string, len(d.attrs))
 	for path, v := range d.attrs {
 		if v.text != "" {
-			lines = append(lines, path+" "+v.text+"\n")
+			m[path] = v.text
 		}
+	}
+	return m
+}
+
+func flat(values map[string]string) string {
+	lines := make([]string, 0, len(values))
+	for path, text := range values {
+		lines = append(lines, path+" "+text+"\n")
 	}
 	sort.Strings(lines)
 	return "begin\n" + strings.Join(lines, "") + "end\n"

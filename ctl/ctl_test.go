@@ -437,7 +437,7 @@ func TestAnInterruptedStartIsUndone(t *testing.T) {
 	refused(t, vm.Do(ctx, root, "reset", ""), syscall.EINVAL, "starting")
 	ok(t, vm.Do(ctx, root, "clear-failed", ""))
 	ok(t, vm.Do(ctx, alice, "kill", ""))
-	refused(t, <-ended, syscall.EINTR, "ended by kill of 2001")
+	refused(t, <-ended, syscall.EAGAIN, "ended by kill of 2001")
 	if vm.Status() != "stopped\n" || host.Guest(1) != nil {
 		t.Errorf("left over: %s, %v", vm.Status(), host.Guest(1))
 	}

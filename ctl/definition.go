@@ -26,6 +26,8 @@ type definition struct {
 	settled map[int]bool    // disks whose format was looked at, not written
 	nodes   map[string]node // files whose mode or owner was set; "" is the directory
 
+	old map[string]string // the values before the last change, if edition is not 0
+
 	active   uint64            // the generation that runs and whose end is not recorded; 0 none
 	launched map[string]string // the values it runs with
 	exit     *Exit             // how the last launch ended
@@ -47,10 +49,14 @@ func (d *definition) clone() *definition {
 	return &c
 }
 
-// values are the attributes that are set or have a default, by path.
+// values are the attributes that a launch depends on and that are set or have
+// a default, by path.
 func (d *definition) values() map[string]string {
 	m := make(map[string]string)
 	for _, a := range Attrs {
+		if a.Live {
+			continue
+		}
 		if !strings.HasPrefix(a.Name, "disk/") {
 			m[a.Name] = d.get(a.Name)
 			continue
@@ -96,6 +102,9 @@ func (d *definition) text() string {
 	for _, p := range sortedKeys(d.attrs) {
 		v := d.attrs[p]
 		line("attr %s %d %s %s", p, v.uid, stamp(v.mtime), v.text)
+	}
+	for _, p := range sortedKeys(d.old) {
+		line("old %s %s", p, d.old[p])
 	}
 	for _, p := range sortedKeys(d.launched) {
 		line("launched %s %s", p, d.launched[p])
@@ -148,15 +157,9 @@ var definitionLines = map[string]func(d *definition, rest string) error{
 	"settled":    func(d *definition, s string) error { return mark(d.settled, s) },
 	"exit":       parseExit,
 	"attr":       parseAttr,
-	"launched": func(d *definition, s string) error {
-		path, text, _ := strings.Cut(s, " ")
-		if d.launched == nil {
-			d.launched = make(map[string]string)
-		}
-		d.launched[path] = text
-		return nil
-	},
-	"node": func(d *definition, s string) error { return parseNode(d.nodes, s) },
+	"launched":   func(d *definition, s string) error { return pair(&d.launched, s) },
+	"old":        func(d *definition, s string) error { return pair(&d.old, s) },
+	"node":       func(d *definition, s string) error { return parseNode(d.nodes, s) },
 }
 
 func parseExit(d *definition, s string) error {
@@ -185,6 +188,15 @@ func parseAttr(d *definition, s string) error {
 	err = instant(&v.mtime, f[2])
 	d.attrs[f[0]] = v
 	return err
+}
+
+func pair(to *map[string]string, s string) error {
+	path, text, _ := strings.Cut(s, " ")
+	if *to == nil {
+		*to = make(map[string]string)
+	}
+	(*to)[path] = text
+	return nil
 }
 
 func number(to *uint64, s string) (err error) {

@@ -163,6 +163,13 @@ func (l *eventLog) text(vm uint64) string {
 	return b.String()
 }
 
+// count is how many events there ever were.
+func (l *eventLog) count() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.seq
+}
+
 // last is when the last event of a machine was, or of all with vm 0.
 func (l *eventLog) last(vm uint64) time.Time {
 	l.mu.Lock()

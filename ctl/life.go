@@ -107,6 +107,7 @@ func (vm *VM) vanished(l *launch) *Exit {
 // rebooted counts a guest's own reboot as a launch, and ends a guest that
 // reboots too fast.
 func (vm *VM) rebooted(l *launch) {
+	vm.m.count.reboots.Add(1)
 	vm.event("rebooted", "-", "")
 	vm.mu.Lock()
 	fast := vm.nextFast()
@@ -133,6 +134,11 @@ func (vm *VM) finish(l *launch, how *Exit) {
 	vm.keepConsole(l)
 	exit := *how
 	exit.How, exit.Who = oneLine(exit.How), oneWord(exit.Who)
+	if exit.Failed {
+		vm.m.count.failedEnds.Add(1)
+	} else {
+		vm.m.count.ends.Add(1)
+	}
 	_, err := vm.update(func(d *definition) (bool, error) {
 		d.exit, d.active, d.launched, d.failed = &exit, 0, nil, ""
 		if exit.Failed {
@@ -153,8 +159,13 @@ func (vm *VM) finish(l *launch, how *Exit) {
 	vm.mu.Unlock()
 	vm.over(l)
 	vm.event(endWord(exit.Failed), exit.Who, exit.How)
-	if exit.Restart && !vm.m.draining.Load() {
+	switch {
+	case exit.Restart && !vm.m.draining.Load():
 		vm.restartBy(exit.Who)
+	case !exit.Failed && vm.Get("ephemeral") == "yes":
+		if err := vm.m.remove("-", vm); err != nil {
+			vm.m.failed("vm %s: %v", vm.Name(), err)
+		}
 	}
 }
 

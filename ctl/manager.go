@@ -41,9 +41,10 @@ type Manager struct {
 	byID   map[uint32]*VM
 	sorted []*VM // by name; nil when it has to be made again
 
-	died     sync.Map       // words of Exited, by id
-	behind   sync.WaitGroup // writes that nobody waits for but Close
-	level    atomic.Int32   // of the log
+	count    counters
+	died     sync.Map     // words of Exited, by id
+	behind   sync.RWMutex // read-locked by writes that nobody waits for but Close
+	level    atomic.Int32 // of the log
 	draining atomic.Bool
 	activity *signal // fires when a machine becomes active or ends
 }
@@ -100,7 +101,10 @@ func (m *Manager) Exited(id uint32, how string) { m.died.Store(id, how) }
 
 // Close waits until what was done is written. Guests run on; the caller ends
 // the process.
-func (m *Manager) Close() { m.behind.Wait() }
+func (m *Manager) Close() {
+	m.behind.Lock()
+	m.behind.Unlock() //nolint:staticcheck // it is the wait that counts
+}
 
 // tell says something to the operator who asked for that level.
 func (m *Manager) tell(level int32, format string, args ...any) {
@@ -229,6 +233,20 @@ func (m *Manager) Create(by Cred, name string, mode, gid uint32) (*VM, error) {
 	return vm, nil
 }
 
+// CreateFree makes a machine with a name that is free: vm and a number.
+func (m *Manager) CreateFree(by Cred, mode, gid uint32) (*VM, error) {
+	for n := 1; ; n++ {
+		name := "vm" + strconv.Itoa(n)
+		if m.taken(name) {
+			continue
+		}
+		vm, err := m.Create(by, name, mode, gid)
+		if Errno(err) != syscall.EEXIST {
+			return vm, err
+		}
+	}
+}
+
 func (m *Manager) taken(name string) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -271,10 +289,9 @@ func (m *Manager) nextSerial() (uint64, error) {
 	if m.used >= m.root.serials {
 		r := m.root
 		r.serials = m.used + serialBlock
-		if err := replaceFile(m.State, "vmfs", r.text()); err != nil {
+		if err := m.setRoot(r); err != nil {
 			return 0, err
 		}
-		m.root = r
 	}
 	m.used++
 	return m.used - 1, nil
@@ -282,7 +299,9 @@ func (m *Manager) nextSerial() (uint64, error) {
 
 // Remove forgets a machine: its directory goes to STATE/removed. EBUSY while
 // it is active.
-func (m *Manager) Remove(by Cred, vm *VM) error {
+func (m *Manager) Remove(by Cred, vm *VM) error { return m.remove(by.String(), vm) }
+
+func (m *Manager) remove(who string, vm *VM) error {
 	m.making.Lock()
 	defer m.making.Unlock()
 	release, err := vm.idle("rmdir")
@@ -295,7 +314,7 @@ func (m *Manager) Remove(by Cred, vm *VM) error {
 		return saveError("rmdir "+name, err)
 	}
 	vm.removed.Store(true)
-	vm.event("removed", by.String(), "")
+	vm.event("removed", who, "")
 	m.mu.Lock()
 	delete(m.byName, name)
 	delete(m.byID, vm.id)
@@ -352,6 +371,18 @@ func (m *Manager) Rename(by Cred, vm *VM, name string) error {
 	return nil
 }
 
+// setRoot changes what is known of no machine, for good. Called with making
+// held.
+func (m *Manager) setRoot(r rootState) error {
+	if err := replaceFile(m.State, "vmfs", r.text()); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.root = r
+	return nil
+}
+
 // Access is who may do what with a file of no machine, by its path below the
 // root; def is what holds until somebody changes it.
 func (m *Manager) Access(path string, def Access) Access {
@@ -375,12 +406,9 @@ func (m *Manager) SetAccess(by Cred, path string, c AccessChange) error {
 	if !change(r.nodes, path, c) {
 		return nil
 	}
-	if err := replaceFile(m.State, "vmfs", r.text()); err != nil {
+	if err := m.setRoot(r); err != nil {
 		return saveError("chmod "+path, err)
 	}
-	m.mu.Lock()
-	m.root = r
-	m.mu.Unlock()
 	m.log.append(0, "-", "access", by.String(), path)
 	m.changed(Change{nil, path, Policy})
 	return nil
@@ -388,7 +416,10 @@ func (m *Manager) SetAccess(by Cred, path string, c AccessChange) error {
 
 // Refused remembers for err that by was refused something of a file, by its
 // path below the root.
-func (m *Manager) Refused(by Cred, file string, err error) { m.refused.add(by, file, err) }
+func (m *Manager) Refused(by Cred, file string, err error) {
+	m.count.refusals.Add(1)
+	m.refused.add(by, file, err)
+}
 
 // Refusals is what a user was refused of files whose path begins with prefix;
 // what everyone was, for root.

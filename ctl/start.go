@@ -356,7 +356,10 @@ func (d *definition) settleFormats(spec *Launch) error {
 func (vm *VM) recordLaunch(l *launch, was *definition, spec *Launch) error {
 	_, err := vm.update(func(d *definition) (bool, error) {
 		d.generation++
-		l.generation, spec.Generation = d.generation, d.generation
+		spec.Generation = d.generation
+		vm.mu.Lock()
+		l.generation = d.generation
+		vm.mu.Unlock()
 		d.launched = was.values()
 		for _, disk := range spec.Disks {
 			format := diskAttr(disk.N, "format")
@@ -384,11 +387,16 @@ func (vm *VM) ran(ctx context.Context, l *launch) error {
 	vm.state, vm.since = Running, vm.lastRun
 	who := l.asker
 	vm.mu.Unlock()
+	vm.m.count.starts.Add(1)
 	vm.event("running", who, "generation "+utoa(l.generation))
 	vm.changed()
 	// The start is answered without waiting for the disk: a guest that is
 	// found running is adopted whether or not this was written.
-	vm.m.behind.Go(func() { vm.recordActive(l) })
+	vm.m.behind.RLock()
+	go func() {
+		defer vm.m.behind.RUnlock()
+		vm.recordActive(l)
+	}()
 	return nil
 }
 
@@ -435,12 +443,14 @@ func (vm *VM) abandon(l *launch, b before, who string, err error) error {
 	switch {
 	case errors.As(err, &by):
 		vm.undone(l, before{Stopped, "", time.Now()}, by.by, by.Error())
-		err = Errorf(syscall.EINTR, "start %s: %v", vm.Name(), by)
+		// Not EINTR: a shell would write once more, and so start again.
+		err = Errorf(syscall.EAGAIN, "start %s: %v", vm.Name(), by)
 	case errors.Is(err, context.Canceled):
 		vm.undone(l, b, who, "interrupted")
 		err = Errorf(syscall.EINTR, "start %s: interrupted", vm.Name())
 	default:
 		err = Errorf(Errno(err), "start %s: %v", vm.Name(), err)
+		vm.m.count.failedStarts.Add(1)
 		vm.fail(l, who, err.Error())
 	}
 	if restart {

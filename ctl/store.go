@@ -62,12 +62,16 @@ const serialBlock = 1024
 // rootState is STATE/vmfs: what is known of no machine.
 type rootState struct {
 	serials uint64 // numbers below are used, or reserved by this process
+	boot    string // the boot of the host whose autostart is done
 	nodes   map[string]node
 }
 
 func (r rootState) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "format %d\nserials %d\n", format, r.serials)
+	if r.boot != "" {
+		fmt.Fprintf(&b, "boot %s\n", r.boot)
+	}
 	for _, p := range sortedKeys(r.nodes) {
 		fmt.Fprintf(&b, "node %s\n", r.nodes[p].text(p))
 	}
@@ -87,6 +91,8 @@ func parseRootState(text string) (rootState, error) {
 			}
 		case "serials":
 			err = number(&r.serials, rest)
+		case "boot":
+			r.boot = rest
 		case "node":
 			err = parseNode(r.nodes, rest)
 		default:

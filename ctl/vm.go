@@ -139,11 +139,11 @@ func (vm *VM) update(f func(d *definition) (changed bool, err error)) (bool, err
 // configure is update by a user: a new edition, an event.
 func (vm *VM) configure(by Cred, file string, f func(d *definition, now time.Time) (bool, error)) error {
 	changed, err := vm.update(func(d *definition) (bool, error) {
-		now := time.Now()
+		now, was := time.Now(), d.said()
 		changed, err := f(d, now)
 		if changed {
 			d.edition++
-			d.changed = now
+			d.changed, d.old = now, was
 		}
 		return changed, err
 	})
@@ -192,8 +192,27 @@ func (vm *VM) RemoveDisk(by Cred, n int) error {
 	})
 }
 
+// Untouched reports whether nothing was ever done with the machine but to
+// make it.
+func (vm *VM) Untouched() bool {
+	d := vm.def.Load()
+	return d.edition == 0 && d.generation == 0 && len(d.nodes) == 1 && d.failed == "" && !vm.Active()
+}
+
 // Config is the definition flattened, from begin to end.
 func (vm *VM) Config() string { return vm.def.Load().config() }
+
+// ConfigOld is the definition before its last change; empty before the first.
+func (vm *VM) ConfigOld() string {
+	d := vm.def.Load()
+	if d.edition == 0 {
+		return ""
+	}
+	return flat(d.old)
+}
+
+// Edition counts the changes of the definition.
+func (vm *VM) Edition() uint64 { return vm.def.Load().edition }
 
 // Edit applies the lines of one write, all or none.
 func (vm *VM) Edit(by Cred, text string) error {
@@ -214,16 +233,7 @@ func (vm *VM) Replace(by Cred, text string) error {
 // machine; "" is its directory. Only the mode of def counts: a file that was
 // not given to anybody belongs to the owner and the group of the directory.
 func (vm *VM) Access(path string, def Access) Access {
-	d := vm.def.Load()
-	a := d.nodes[""].over(Access{Mode: 0o755})
-	if path == "" {
-		return a
-	}
-	a.Mode = def.Mode
-	if n, ok := d.nodes[path]; ok {
-		a = n.over(a)
-	}
-	return a
+	return vm.def.Load().access(path, def.Mode)
 }
 
 // SetAccess changes it, for good.
@@ -243,7 +253,7 @@ func (vm *VM) SetAccess(by Cred, path string, c AccessChange) error {
 func (vm *VM) Mtime(file string) time.Time {
 	d := vm.def.Load()
 	switch file {
-	case "config":
+	case "config", "config.old", "edition":
 		return d.changed
 	case "status":
 		vm.mu.Lock()

@@ -1,0 +1,234 @@
+package ctl
+
+import (
+	"fmt"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Defaults says what mode a file of a machine has until somebody changes it,
+// by its path below the machine; false for what is no file of one.
+type Defaults func(path string) (mode uint32, ok bool)
+
+// Modes is the policy flattened: `path mode owner group` in byte order, for
+// the directory, which is `.`, and for each file that differs from what it
+// would be otherwise; between begin and end.
+func (vm *VM) Modes(def Defaults) string {
+	d := vm.def.Load()
+	top := d.access("", 0)
+	var b strings.Builder
+	b.WriteString("begin\n")
+	for _, path := range sortedKeys(d.nodes) {
+		mode, ok := def(path)
+		a := d.access(path, mode)
+		if !ok || path != "" && a == (Access{mode, top.UID, top.GID}) {
+			continue
+		}
+		if path == "" {
+			path = "."
+		}
+		fmt.Fprintf(&b, "%s %04o %s %s\n", path, a.Mode, UserName(a.UID), groupName(a.GID))
+	}
+	b.WriteString("end\n")
+	return b.String()
+}
+
+// SetModes takes the lines of one write, or a whole policy from begin to end,
+// and applies all or none. Each line does what chmod, chown and chgrp of by
+// would do, and is refused where they would be.
+func (vm *VM) SetModes(by Cred, text string, def Defaults) error {
+	body, whole := strings.CutPrefix(text, "begin\n")
+	if whole {
+		var ok bool
+		if body, ok = strings.CutSuffix("\n"+body, "\nend\n"); !ok {
+			return Errorf(syscall.EINVAL, "modes: a whole policy is a line begin, lines, and a line end")
+		}
+		body += "\n"
+	} else if i := strings.IndexByte(body, '\n'); i >= 0 && !strings.HasSuffix(body, "\n") {
+		return Errorf(syscall.EINVAL, "modes: the last of several lines does not end: a newline is missing, or the text was cut")
+	}
+	changed, err := vm.update(func(d *definition) (bool, error) {
+		e := modesEdit{vm: vm, by: by, def: def, d: d, said: map[string]bool{}}
+		for i, line := range strings.Split(body, "\n") {
+			if err := e.line(line); err != nil {
+				return false, Errorf(Errno(err), "modes line %d: %v", i+1, err)
+			}
+		}
+		if whole {
+			if err := e.dropUnsaid(); err != nil {
+				return false, err
+			}
+		}
+		return e.changed, nil
+	})
+	if changed {
+		vm.event("access", by.String(), "modes")
+		vm.notify(Policy)
+	}
+	return err
+}
+
+// modesEdit is a policy in the making.
+type modesEdit struct {
+	vm      *VM
+	by      Cred
+	def     Defaults
+	d       *definition
+	said    map[string]bool
+	changed bool
+}
+
+func (e *modesEdit) line(line string) error {
+	if line == "" || line[0] == '#' {
+		return nil
+	}
+	if path, ok := strings.CutPrefix(line, "-"); ok {
+		return e.reset(path)
+	}
+	f := strings.Fields(line)
+	if len(f) != 4 {
+		return Errorf(syscall.EINVAL, "not `path mode owner group`")
+	}
+	path, now, err := e.present(f[0])
+	if err != nil {
+		return err
+	}
+	mode, err := strconv.ParseUint(f[1], 8, 32)
+	if err != nil || mode > 0o1777 {
+		return Errorf(syscall.EINVAL, "%s: %.20q is no mode", f[0], f[1])
+	}
+	uid, err := lookup(f[2], func(s string) (string, error) {
+		u, err := user.Lookup(s)
+		if err != nil {
+			return "", err
+		}
+		return u.Uid, nil
+	})
+	if err != nil {
+		return Errorf(syscall.EINVAL, "%s: owner %.40s: %v", f[0], f[2], err)
+	}
+	gid, err := lookup(f[3], func(s string) (string, error) {
+		g, err := user.LookupGroup(s)
+		if err != nil {
+			return "", err
+		}
+		return g.Gid, nil
+	})
+	if err != nil {
+		return Errorf(syscall.EINVAL, "%s: group %.40s: %v", f[0], f[3], err)
+	}
+	return e.set(path, now, Access{uint32(mode), uid, gid})
+}
+
+// set makes the access of path what the line says, as far as it differs.
+func (e *modesEdit) set(path string, now, next Access) error {
+	e.said[path] = true
+	if next == now {
+		return nil
+	}
+	if err := e.by.mayChange(path, now, next); err != nil {
+		return err
+	}
+	var c AccessChange
+	if next.Mode != now.Mode {
+		c.Mode = &next.Mode
+	}
+	if next.UID != now.UID {
+		c.UID = &next.UID
+	}
+	if next.GID != now.GID {
+		c.GID = &next.GID
+	}
+	e.changed = change(e.d.nodes, path, c) || e.changed
+	return nil
+}
+
+// present finds a file and its access as the edit has it so far.
+func (e *modesEdit) present(said string) (path string, now Access, err error) {
+	if path = said; said == "." {
+		path = ""
+	}
+	mode, ok := e.def(path)
+	if !ok {
+		return "", Access{}, Errorf(syscall.EINVAL, "%.80s: no such file", said)
+	}
+	return path, e.d.access(path, mode), nil
+}
+
+// reset gives a file what it would have if nobody had changed it.
+func (e *modesEdit) reset(said string) error {
+	path, now, err := e.present(said)
+	if err != nil {
+		return err
+	}
+	if path == "" {
+		return Errorf(syscall.EINVAL, "-.: the directory's owner and mode cannot be unset")
+	}
+	mode, _ := e.def(path)
+	top := e.d.access("", 0)
+	if err := e.by.mayChange(path, now, Access{mode, top.UID, top.GID}); err != nil {
+		return err
+	}
+	if _, there := e.d.nodes[path]; there {
+		delete(e.d.nodes, path)
+		e.changed = true
+	}
+	return nil
+}
+
+// dropUnsaid resets the files that a whole policy does not name.
+func (e *modesEdit) dropUnsaid() error {
+	for _, path := range sortedKeys(e.d.nodes) {
+		if _, ok := e.def(path); path == "" || e.said[path] || !ok {
+			continue
+		}
+		if err := e.reset(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayChange refuses what chmod(2) and chown(2) would refuse by.
+func (by Cred) mayChange(path string, now, next Access) error {
+	switch {
+	case by.UID == 0 || now == next:
+		return nil
+	case by.UID != now.UID:
+		return Errorf(syscall.EPERM, "%s: it is %s's", path, UserName(now.UID))
+	case next.UID != now.UID:
+		return Errorf(syscall.EPERM, "%s: only root gives a file away", path)
+	case next.GID != now.GID && next.GID != by.GID && !slices.Contains(by.Groups, next.GID):
+		return Errorf(syscall.EPERM, "%s: %s is not in group %s", path, by, groupName(next.GID))
+	}
+	return nil
+}
+
+// groupName is the name of gid, or its number.
+func groupName(gid uint32) string {
+	n := strconv.FormatUint(uint64(gid), 10)
+	if g, err := user.LookupGroupId(n); err == nil {
+		return g.Name
+	}
+	return n
+}
+
+// lookup turns a name or a number into a number.
+func lookup(s string, byName func(string) (string, error)) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		found, err := byName(s)
+		if err != nil {
+			return 0, err
+		}
+		n, err = strconv.ParseUint(found, 10, 32)
+		return uint32(n), err
+	}
+	if n == 1<<32-1 {
+		return 0, syscall.EINVAL
+	}
+	return uint32(n), nil
+}

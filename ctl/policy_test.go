@@ -1,0 +1,167 @@
+package ctl_test
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmfs/ctl"
+	"vmfs/ctl/ctltest"
+)
+
+// files are the files of a machine that these tests know.
+func files(path string) (uint32, bool) {
+	mode, ok := map[string]uint32{"": 0o755, "cpus": 0o640, "do/start": 0o660, "live/console": 0o600}[path]
+	return mode, ok
+}
+
+func TestModes(t *testing.T) {
+	_, vm, _ := machine(t)
+	if got, want := vm.Modes(files), "begin\n. 0755 2001 2001\nend\n"; got != want {
+		t.Errorf("modes: %q, want %q", got, want)
+	}
+	ok(t, vm.SetModes(root, "do/start 0660 root 100\n# a comment\nlive/console 640 2001 2001\n", files))
+	want := "begin\n. 0755 2001 2001\ndo/start 0660 root users\nlive/console 0640 2001 2001\nend\n"
+	if got := vm.Modes(files); got != want {
+		t.Errorf("modes:\n%swant:\n%s", got, want)
+	}
+	for text, words := range map[string]string{
+		"cpus 0600 root\n":                         "not `path mode owner group`",
+		"colour 0600 root root\n":                  "colour: no such file",
+		"cpus 4755 root root\n":                    "no mode",
+		"cpus 0600 nobody-there root\n":            "owner nobody-there",
+		"cpus 0600 root nobody-there\n":            "group nobody-there",
+		"cpus 0600 4294967295 root\n":              "owner 4294967295",
+		"cpus 0600 root root\ncpus 0644 root root": "newline",
+		"begin\ncpus 0600 root root\n":             "a line end",
+		"-.\n":                                     "cannot be unset",
+	} {
+		refused(t, vm.SetModes(root, text, files), syscall.EINVAL, words)
+	}
+	if got := vm.Modes(files); got != want {
+		t.Errorf("refused texts changed it:\n%s", got)
+	}
+	ok(t, vm.SetModes(root, want, files))
+	ok(t, vm.SetModes(root, "-live/console\n", files))
+	ok(t, vm.SetModes(root, "begin\ncpus 0600 2001 2001\nend\n", files))
+	if got, want := vm.Modes(files), "begin\n. 0755 2001 2001\ncpus 0600 2001 2001\nend\n"; got != want {
+		t.Errorf("modes:\n%swant:\n%s", got, want)
+	}
+}
+
+// Writing modes grants nothing that chmod and chown would not.
+func TestModesAreNoWayAroundChown(t *testing.T) {
+	_, vm, _ := machine(t)
+	ops := ctl.Cred{UID: 2001, GID: 2001, Groups: []uint32{100}}
+	ok(t, vm.SetModes(ops, "cpus 0644 2001 users\n", files))
+	refused(t, vm.SetModes(ops, "cpus 0644 root users\n", files), syscall.EPERM, "only root gives a file away")
+	refused(t, vm.SetModes(ops, "cpus 0644 2001 root\n", files), syscall.EPERM, "not in group root")
+	other := ctl.Cred{UID: 2002, GID: 2002}
+	refused(t, vm.SetModes(other, "cpus 0666 2001 users\n", files), syscall.EPERM, "it is 2001's")
+	refused(t, vm.SetModes(other, "begin\nend\n", files), syscall.EPERM, "it is 2001's")
+	ok(t, vm.SetModes(other, "cpus 0644 2001 users\n", files)) // no change
+}
+
+func TestConfigOld(t *testing.T) {
+	dir, host := t.TempDir(), ctltest.NewHost()
+	vm, err := open(t, dir, host).Create(root, "web", 0o755, 0)
+	ok(t, err)
+	if vm.ConfigOld() != "" || vm.Edition() != 0 {
+		t.Errorf("new: %q, edition %d", vm.ConfigOld(), vm.Edition())
+	}
+	ok(t, vm.Edit(root, "cpus 2\nnote a b\n"))
+	ok(t, vm.Edit(root, "cpus 3\n"))
+	ok(t, vm.Edit(root, "cpus 3\n"))
+	vm = open(t, dir, host).VM("web")
+	if want := "begin\ncpus 2\nnote a b\nend\n"; vm.ConfigOld() != want || vm.Edition() != 2 {
+		t.Errorf("config.old %q, edition %d, want %q, 2", vm.ConfigOld(), vm.Edition(), want)
+	}
+	ok(t, vm.Replace(root, vm.ConfigOld()))
+	if vm.Get("cpus") != "2" {
+		t.Errorf("cpus is %s after taking it back", vm.Get("cpus"))
+	}
+	ok(t, vm.Edit(root, "edition 3\ncpus 4\n"))
+	refused(t, vm.Edit(root, "edition 3\ncpus 5\n"), syscall.EBUSY, "the present one is 4")
+}
+
+func TestEphemeral(t *testing.T) {
+	m, vm, host := machine(t)
+	ok(t, vm.Do(ctx, root, "start", ""))
+	ok(t, vm.Set(root, "ephemeral", "yes"))
+	if got := vm.Pending(); got != "" {
+		t.Errorf("pending: %q", got)
+	}
+	host.Guest(1).EndAs(ctl.Exit{Failed: true, Who: "host", How: "boom"})
+	becomes(t, vm, "failed boom")
+	ok(t, vm.Do(ctx, root, "clear-failed", ""))
+	ok(t, vm.Do(ctx, root, "start", ""))
+	ok(t, vm.Do(ctx, root, "kill", ""))
+	for range 100 {
+		if m.VM("web") == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("the machine is still there")
+}
+
+func TestAutostart(t *testing.T) {
+	dir, host := t.TempDir(), ctltest.NewHost()
+	m := open(t, dir, host)
+	for _, name := range []string{"a", "b", "c"} {
+		vm, err := m.Create(root, name, 0o755, 0)
+		ok(t, err)
+		ok(t, vm.Set(root, "kernel", file(t, "k", "k")))
+		if name != "b" {
+			ok(t, vm.Set(root, "autostart", "1"))
+		}
+	}
+	ok(t, m.Autostart(ctx, "boot-1"))
+	becomes(t, m.VM("a"), "running")
+	becomes(t, m.VM("c"), "running")
+	if m.VM("b").Status() != "stopped\n" || !strings.Contains(m.VM("a").EventsText(), " starting -") {
+		t.Errorf("b is %s, a's events:\n%s", m.VM("b").Status(), m.VM("a").EventsText())
+	}
+	ok(t, m.VM("a").Do(ctx, root, "kill", ""))
+	host.Abandon()
+	m = open(t, dir, host)
+	ok(t, m.Autostart(ctx, "boot-1"))
+	time.Sleep(20 * time.Millisecond)
+	if m.VM("a").Status() != "stopped\n" {
+		t.Error("it acted twice in one boot")
+	}
+	ok(t, m.Autostart(ctx, "boot-2"))
+	becomes(t, m.VM("a"), "running")
+}
+
+func TestCreateFree(t *testing.T) {
+	m := open(t, t.TempDir(), ctltest.NewHost())
+	_, err := m.Create(root, "vm1", 0o755, 0)
+	ok(t, err)
+	vm, err := m.CreateFree(alice, 0o755, 5)
+	ok(t, err)
+	if vm.Name() != "vm2" || !vm.Untouched() {
+		t.Errorf("got %s, untouched %v", vm.Name(), vm.Untouched())
+	}
+	ok(t, vm.Set(alice, "cpus", "2"))
+	if vm.Untouched() {
+		t.Error("still untouched")
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	m, vm, _ := machine(t)
+	ok(t, vm.Do(ctx, root, "start", ""))
+	m.Refused(root, "x", syscall.EPERM)
+	text := m.MetricsText()
+	for _, want := range []string{"vmfs_info{version=\"test\"} 1\n", "vmfs_machines{status=\"running\"} 1\n", "vmfs_starts_total 1\n",
+		"vmfs_refusals_total 1\n", "vmfs_memory_bytes 536870912\n", "vmfs_cpus 1\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in:\n%s", want, text)
+		}
+	}
+	if !strings.HasSuffix(text, "\n# EOF\n") || strings.Count(text, "# TYPE") != len(ctl.Metrics) {
+		t.Errorf("form:\n%s", text)
+	}
+}
