@@ -55,25 +55,31 @@ func guestFile(t *testing.T, variable, name string) *os.File {
 	return open(t, path, os.O_RDONLY)
 }
 
-// guestBinary is the role as a program, built once without cgo.
-var guestBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "vmfs-guest-test")
-	if err != nil {
+// guestBinary is the role as a program, built once without cgo, in a
+// directory that TestMain removes.
+var (
+	guestBinary = sync.OnceValues(buildGuest)
+	guestDir    string
+)
+
+func buildGuest() (string, error) {
+	var err error
+	if guestDir, err = os.MkdirTemp("", "vmfs-guest-test"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "guest")
+	path := filepath.Join(guestDir, "guest")
 	cmd := exec.Command("go", "build", "-o", path, "./testdata/guest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %v\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 func TestMain(m *testing.M) {
 	status := m.Run()
-	if path, err := guestBinary(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	if guestDir != "" {
+		os.RemoveAll(guestDir)
 	}
 	os.Exit(status)
 }

@@ -74,9 +74,9 @@ func wantExit(t *testing.T, s ctl.GuestState, failed bool, who, how string, rest
 
 // A machine's life: typed at, paused, rebooted from within, powered off.
 func TestLife(t *testing.T) {
-	p, g, s := up(t, nil)
-	typed(t, g, "echo answer $((6*7))")
-	s.expect("answer 42", bootTime)
+	p, g, s := up(t, says(`x=a,b,,"c d" -sandbox off`))
+	typed(t, g, "cat /proc/cmdline; echo answer $((6*7))")
+	s.expect(`quiet panic=-1 x=a,b,,"c d" -sandbox off`+"\r\nanswer 42", bootTime)
 
 	st := awaitState(t, g, "running", time.Second)
 	if st.Generation != 7 || st.Name != "test" || st.Reason != "a test" || !strings.HasPrefix(st.Engine, "qemu ") || time.Since(st.Started) > bootTime {
@@ -374,6 +374,25 @@ func TestDisks(t *testing.T) {
 	if err != nil || !bytes.Equal(got[512:1024], diskProgram()) {
 		t.Errorf("the second sector begins with %.8q, %v", got[512:], err)
 	}
+}
+
+// The largest machine starts, too.
+func TestAllThereIs(t *testing.T) {
+	needHost(t)
+	p := spawn(t, "tcg")
+	g := p.dial()
+	l := &ctl.Launch{ID: p.id, Generation: 1, Name: "all", Accel: "tcg", CPUs: 64, MemoryMiB: 512, Boot: "disk"}
+	l.Cdrom = open(t, write(t, "cd", bootCD('C')), os.O_RDONLY)
+	for n := range maxDisks {
+		disk := write(t, "disk", append(bootSector(byte('A'+n)), make([]byte, 1<<20)...))
+		l.Disks = append(l.Disks, ctl.LaunchDisk{N: n, Format: "raw", Files: []*os.File{open(t, disk, os.O_RDWR)}})
+	}
+	begin(t, g, l)
+	(&screen{t: t, c: g.Console()}).expect("AAAA", bootTime)
+	if err := g.Kill(t.Context(), "test", "kill", false); err != nil {
+		t.Fatal(err)
+	}
+	awaitState(t, g, "ended", time.Second)
 }
 
 // What one machine has nobody else can take, until its QEMU is gone; a QEMU

@@ -64,7 +64,7 @@ func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.Fi
 	}
 	index := s.bootIndex()
 	for _, d := range s.Disks {
-		c.disk(d, index)
+		c.disk(d, index, min(s.CPUs, maxQueues))
 	}
 	if s.Cdrom != nil {
 		c.image("cdrom", Image{s.Cdrom, "raw"}, true, nil)
@@ -129,8 +129,12 @@ func (s *Spec) bootIndex() func(name string) int {
 
 func diskName(n int) string { return fmt.Sprintf("disk%d", n) }
 
+// maxQueues is how many queues a disk has at most. Left alone, QEMU makes one
+// for each CPU, and 16 disks of 64 queues have more descriptors than we allow.
+const maxQueues = 4
+
 // disk adds a disk, its last base first: a node is there before its user.
-func (c *command) disk(d Disk, index func(string) int) {
+func (c *command) disk(d Disk, index func(string) int, queues int) {
 	name := diskName(d.N)
 	var behind any // null: QEMU never follows the name in a header
 	for i := len(d.Images) - 1; i > 0; i-- {
@@ -139,7 +143,7 @@ func (c *command) disk(d Disk, index func(string) int) {
 		behind = base
 	}
 	c.image(name, d.Images[0], d.ReadOnly, behind)
-	c.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-dev,drive=%s,bootindex=%d", name, name, index(name)))
+	c.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-dev,drive=%s,num-queues=%d,bootindex=%d", name, name, queues, index(name)))
 }
 
 // file and format are the two nodes of an image. The order of their fields is

@@ -1,0 +1,72 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// specs are machines whose command lines are in testdata.
+func specs() map[string]*Spec {
+	f := func() *os.File { return new(os.File) } // only its place counts
+	return map[string]*Spec{
+		"kernel": {
+			ID: 3, Accel: "tcg", CPUs: 2, MemoryMiB: 512, Boot: "disk",
+			Cmdline: `console=ttyS0 a="b,c" -sandbox off`, Kernel: f(), Initrd: f(),
+		},
+		"disks": {
+			ID: 4, Accel: "kvm", CPUs: 64, MemoryMiB: 1, Boot: "cdrom", Cdrom: f(),
+			Disks: []Disk{
+				{N: 0, Images: []Image{{f(), "raw"}}},
+				{N: 15, ReadOnly: true, Images: []Image{{f(), "qcow2"}, {f(), "qcow2"}, {f(), "raw"}}},
+			},
+		},
+		"firmware": {ID: 5, Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "net", Firmware: f(), Cmdline: "not used"},
+	}
+}
+
+func TestCommand(t *testing.T) {
+	for name, s := range specs() {
+		args, files := s.command(new(os.File), new(os.File))
+		got := strings.Join(args, "\n") + "\n"
+		path := filepath.Join("testdata", name+".args")
+		if *update {
+			if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != string(want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+		}
+		if n := strings.Count(got, "fd=") + strings.Count(got, "/proc/self/fd/"); n != len(files) {
+			t.Errorf("%s: %d files for %d numbers", name, len(files), n)
+		}
+	}
+}
+
+// What a user can write never becomes more than the one argument that it is.
+func TestCmdlineIsOneArgument(t *testing.T) {
+	for _, cmdline := range []string{"", "a,b=c", "-drive file=/etc/passwd", "a\tb", `"}`, "\xff"} {
+		s := specs()["kernel"]
+		s.Cmdline = cmdline
+		args, _ := s.command(new(os.File), new(os.File))
+		for i, a := range args {
+			if a == "-append" && args[i+1] != cmdline {
+				t.Errorf("-append %q, want %q", args[i+1], cmdline)
+			}
+		}
+		s.Cmdline = "other"
+		others, _ := s.command(new(os.File), new(os.File))
+		if len(args) != len(others) {
+			t.Errorf("%q makes %d arguments, not %d", cmdline, len(args), len(others))
+		}
+	}
+}
