@@ -26,7 +26,7 @@ func (b *bench) start() (line, error) {
 		return line{}, err
 	}
 	vm := d.mnt + "/vm/vm0"
-	conf := fmt.Sprintf("kernel %s/vmlinuz\ninitrd %s/initrd\nmemory 192M\ncmdline console=ttyS0 quiet\n", b.dir, b.dir)
+	conf := fmt.Sprintf("kernel %s/vmlinuz\ninitrd %s/initrd\nmemory 192M\ncmdline console=ttyS0 quiet no_timer_check\n", b.dir, b.dir)
 	if err := os.WriteFile(vm+"/config", []byte(conf), 0); err != nil {
 		return line{}, err
 	}
