@@ -10,16 +10,43 @@ import (
 	"vmfs/ctl"
 )
 
-// configHandle is an open config: each write edits, or is a part of a framed
-// text that replaces the whole.
+// configHandle is an open config or modes: each write edits, or is a part of
+// a framed text that replaces the whole.
 type configHandle struct {
 	textHandle
+	edit, replace func(by ctl.Cred, text string) error
+
 	mu    sync.Mutex // one write of an open file at a time
 	frame frame
 }
 
-func openConfig(_ *node, o opened) Handle {
-	return &configHandle{textHandle: textHandle{opened: o}}
+func openConfig(n *node, o opened) (Handle, error) {
+	return &configHandle{textHandle: textHandle{opened: o}, edit: n.vm.Edit, replace: n.vm.Replace}, nil
+}
+
+func openModes(n *node, o opened) (Handle, error) {
+	set := func(by ctl.Cred, text string) error { return n.vm.SetModes(by, text, defaultMode) }
+	return &configHandle{textHandle: textHandle{opened: o}, edit: set, replace: set}, nil
+}
+
+// modeOf has the mode of each file of a machine until somebody changes it.
+var modeOf map[string]uint32
+
+func init() { // the table reaches here
+	modeOf = make(map[string]uint32)
+	for _, l := range lines {
+		if !l.ofVM {
+			continue
+		}
+		for _, path := range l.below {
+			modeOf[path] = l.mode
+		}
+	}
+}
+
+func defaultMode(path string) (mode uint32, ok bool) {
+	mode, ok = modeOf[path]
+	return mode, ok
 }
 
 func (h *configHandle) Write(_ context.Context, p []byte) error {
@@ -44,9 +71,9 @@ func (h *configHandle) take(p []byte) error {
 	case err != nil:
 		return err
 	case whole != "":
-		return h.vm.Replace(h.by, whole)
+		return h.replace(h.by, whole)
 	case edit != "":
-		return h.vm.Edit(h.by, edit)
+		return h.edit(h.by, edit)
 	}
 	return nil
 }
@@ -56,7 +83,7 @@ func (h *configHandle) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if n := len(h.frame.text); !h.frame.long && !blank(h.frame.text) {
-		h.refuse(h.by, ctl.Errorf(syscall.EINVAL, "config: closed before a line end: %d bytes were dropped", n))
+		h.refuse(h.by, ctl.Errorf(syscall.EINVAL, "%s: closed before a line end: %d bytes were dropped", h.name(), n))
 	}
 	h.t.held.resize(h.by, len(h.frame.text), 0)
 	h.frame = frame{}

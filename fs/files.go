@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -11,14 +12,22 @@ import (
 
 // What the lines of the table read, write and open.
 
+func readEmpty(context.Context, *node, ctl.Cred) string           { return "" }
 func readHelp(_ context.Context, n *node, _ ctl.Cred) string      { return n.t.help }
 func readVersion(ctx context.Context, n *node, _ ctl.Cred) string { return n.t.m.Version(ctx) }
 func readName(_ context.Context, n *node, _ ctl.Cred) string      { return n.vm.Name() + "\n" }
 func readConfig(_ context.Context, n *node, _ ctl.Cred) string    { return n.vm.Config() }
+func readConfigOld(_ context.Context, n *node, _ ctl.Cred) string { return n.vm.ConfigOld() }
+func readMetrics(_ context.Context, n *node, _ ctl.Cred) string   { return n.t.m.MetricsText() }
+func readModes(_ context.Context, n *node, _ ctl.Cred) string     { return n.vm.Modes(defaultMode) }
 func readStatus(_ context.Context, n *node, _ ctl.Cred) string    { return n.vm.Status() }
 func readInfo(ctx context.Context, n *node, _ ctl.Cred) string    { return n.vm.Info(ctx) }
 func readCheck(ctx context.Context, n *node, _ ctl.Cred) string   { return n.vm.Check(ctx) }
 func readPending(_ context.Context, n *node, _ ctl.Cred) string   { return n.vm.Pending() }
+
+func readEdition(_ context.Context, n *node, _ ctl.Cred) string {
+	return strconv.FormatUint(n.vm.Edition(), 10) + "\n"
+}
 
 func readErr(_ context.Context, n *node, by ctl.Cred) string {
 	if n.vm == nil {
@@ -70,32 +79,32 @@ func writeVerb(ctx context.Context, n *node, by ctl.Cred, text string) error {
 	return n.t.m.Remove(by, n.vm)
 }
 
-func openConsoleLog(n *node, o opened) Handle {
-	return &growing{opened: o, at: n.vm.ConsoleLogAt}
+func openConsoleLog(n *node, o opened) (Handle, error) {
+	return &growing{opened: o, at: n.vm.ConsoleLogAt}, nil
 }
 
-func openConsole(n *node, o opened) Handle {
+func openConsole(n *node, o opened) (Handle, error) {
 	r := n.vm.OpenConsole()
-	return &streamHandle{opened: o, turn: newTurn(), next: r.Read, send: n.vm.Input, end: r.Close}
+	return &streamHandle{opened: o, turn: newTurn(), next: r.Read, send: n.vm.Input, end: r.Close}, nil
 }
 
-func openEvents(n *node, o opened) Handle {
+func openEvents(n *node, o opened) (Handle, error) {
 	open := n.t.m.OpenEvents
 	if n.vm != nil {
 		open = n.vm.OpenEvents
 	}
-	return &streamHandle{opened: o, turn: newTurn(), next: open().Read}
+	return &streamHandle{opened: o, turn: newTurn(), next: open().Read}, nil
 }
 
-func openEnd(n *node, o opened) Handle {
+func openEnd(n *node, o opened) (Handle, error) {
 	w := n.vm.OpenWait()
-	return &waitHandle{opened: o, turn: newTurn(), done: w.Done, wait: w.Wait}
+	return &waitHandle{opened: o, turn: newTurn(), done: w.Done, wait: w.Wait}, nil
 }
 
-func openIdle(n *node, o opened) Handle {
+func openIdle(n *node, o opened) (Handle, error) {
 	m := n.t.m
 	return &waitHandle{opened: o, turn: newTurn(), done: m.Idle,
-		wait: func(ctx context.Context) (string, error) { return "", m.WaitIdle(ctx) }}
+		wait: func(ctx context.Context) (string, error) { return "", m.WaitIdle(ctx) }}, nil
 }
 
 // helpText is the table for people.

@@ -21,6 +21,9 @@ func (f *file) Open(_ context.Context, by ctl.Cred, flags Flags) (Handle, error)
 	return h, f.refuse(by, err)
 }
 
+// WantsGroups makes a file a Grouper.
+func (f *file) WantsGroups() bool { return f.groups }
+
 func (f *file) handle(by ctl.Cred, flags Flags) (Handle, error) {
 	if err := f.gone(); err != nil {
 		return nil, err
@@ -30,7 +33,7 @@ func (f *file) handle(by ctl.Cred, flags Flags) (Handle, error) {
 	}
 	o := opened{&f.node, by, flags}
 	if f.open != nil {
-		return f.open(&f.node, o), nil
+		return f.open(&f.node, o)
 	}
 	return &textHandle{opened: o}, nil
 }

@@ -92,6 +92,13 @@ type File interface {
 	Open(ctx context.Context, by ctl.Cred, f Flags) (Handle, error)
 }
 
+// Grouper is a File of which it matters what other groups the one has who
+// opens it: where WantsGroups says so, a door puts them into his Cred.
+type Grouper interface {
+	File
+	WantsGroups() bool
+}
+
 // Flags say how a File is opened.
 type Flags struct {
 	Read, Write bool

@@ -21,7 +21,11 @@ type line struct {
 	// write does what one line of text asks for, without its newline.
 	write func(ctx context.Context, n *node, by ctl.Cred, text string) error
 	// open is for files that are more than a text and a line.
-	open func(n *node, o opened) Handle
+	open func(n *node, o opened) (Handle, error)
+
+	// groups is set where more than mode bits decide: open and write then
+	// look at all groups of who opened.
+	groups bool
 
 	// mkdir and rmdir are for directories whose entries come and go; of
 	// all others the table has every entry.
@@ -52,12 +56,17 @@ var machineLines = []*line{
 	{path: "ctl", mode: 0o600, kind: computed, values: daemonVerbs(), write: writeDaemon},
 	{path: "version", mode: 0o444, kind: computed, values: "the program, its protocols, the engines found", read: readVersion},
 	{path: "err", mode: 0o444, kind: computed, values: "what you were refused last: TIME USER FILE ERRNO reason", read: readErr},
+	{path: "clone", mode: 0o666, kind: computed, values: "opened to read and write: a machine with a free name, and its ctl", read: readEmpty, open: openClone, groups: true},
+	{path: "metrics", mode: 0o440, kind: computed, values: "OpenMetrics", read: readMetrics},
 	{path: "events.log", mode: 0o440, kind: text, values: "the last events: SEQ TIME OBJECT EVENT USER [detail]", read: readEvents},
 
 	{path: "vm", mode: 0o1755, kind: directory, values: "mkdir makes a machine, rmdir removes it, mv renames it", mkdir: mkdirVM, rmdir: rmdirVM},
 	{path: "vm/NAME", mode: 0o755, kind: directory, values: "1 to 63 of A-Z a-z 0-9 . - _, the first a letter or digit"},
 	{path: "vm/NAME/ctl", mode: 0o660, kind: text, values: verbs(), read: readName, write: writeVerb},
 	{path: "vm/NAME/config", mode: 0o640, kind: text, values: "PATH VALUE or -PATH, a line each; all of it between begin and end", read: readConfig, open: openConfig},
+	{path: "vm/NAME/config.old", mode: 0o440, kind: text, values: "the definition before its last change", read: readConfigOld},
+	{path: "vm/NAME/edition", mode: 0o440, kind: text, values: "how often the definition was changed", read: readEdition},
+	{path: "vm/NAME/modes", mode: 0o600, kind: text, values: "PATH MODE OWNER GROUP of what differs, a line each, written as config is", read: readModes, open: openModes, groups: true},
 	{path: "vm/NAME/status", mode: 0o444, kind: text, values: "stopped starting running paused stopping or failed REASON", read: readStatus},
 	{path: "vm/NAME/info", mode: 0o444, kind: computed, values: "KEY VALUE, a line each", read: readInfo},
 	{path: "vm/NAME/check", mode: 0o440, kind: computed, values: "what a start would say now, a line each; ok if nothing", read: readCheck},

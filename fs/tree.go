@@ -15,6 +15,7 @@ import (
 // Tree is the whole tree of one Manager.
 type Tree struct {
 	m     *ctl.Manager
+	root  *line
 	help  string
 	held  held
 	disks disks
@@ -28,14 +29,14 @@ type Tree struct {
 // New makes the tree of m. There is one for each Manager: it takes m's
 // OnChange.
 func New(m *ctl.Manager) *Tree {
-	t := &Tree{m: m, help: helpText()}
+	t := &Tree{m: m, root: lines[0], help: helpText()}
 	t.moved.Store(m.Started().UnixNano())
 	m.OnChange(t.changed)
 	return t
 }
 
 // Root is the directory that is mounted.
-func (t *Tree) Root() Dir { return &dir{node{t: t, line: lines[0]}} }
+func (t *Tree) Root() Dir { return &dir{node{t: t, line: t.root}} }
 
 // node is what files and directories have in common.
 type node struct {

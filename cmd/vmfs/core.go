@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +87,7 @@ func serveTree(ctx context.Context, client *priv.Client, m *ctl.Manager, mount s
 	if err := client.Serving(ctx); err != nil {
 		return err
 	}
+	go autostart(ctx, m)
 	server.Wait()
 	// Priv took the mount away, and will say why by hanging up.
 	select {
@@ -94,6 +96,17 @@ func serveTree(ctx context.Context, client *priv.Client, m *ctl.Manager, mount s
 		return nil
 	case <-time.After(10 * time.Second):
 		return fmt.Errorf("core: %s was unmounted by somebody else", mount)
+	}
+}
+
+// autostart starts what is to run since the host booted, once.
+func autostart(ctx context.Context, m *ctl.Manager) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err == nil {
+		err = m.Autostart(ctx, strings.TrimSpace(string(boot)))
+	}
+	if err != nil {
+		logLine("autostart: %v", err)
 	}
 }
 

@@ -298,14 +298,14 @@ func TestTools(t *testing.T) {
 		rm -r $1 2>&1 | grep -c "not permitted"
 	`, vm, copies)
 	// rm also tries disk/, which is empty.
-	if want := fmt.Sprintf("config\nkernel\n%d\n%d\n", files, files+1); got != want {
+	if want := fmt.Sprintf("config\nconfig.old\nkernel\n%d\n%d\n", files, files+1); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
 // files is how many files a machine without disks has.
 var files = func() int {
-	n := 9 + len(ctl.Verbs)
+	n := 12 + len(ctl.Verbs)
 	for _, a := range ctl.Attrs {
 		if !strings.HasPrefix(a.Name, "disk/") {
 			n++

@@ -1,0 +1,54 @@
+package fs
+
+import (
+	"slices"
+	"syscall"
+
+	"vmfs/ctl"
+)
+
+// openClone makes a machine for one who opens clone to read and write and who
+// may write vm/; what he has open is the machine's ctl. Opened otherwise, as
+// by a grep -r, it is empty and makes nothing.
+func openClone(n *node, o opened) (Handle, error) {
+	if !o.flags.Read || !o.flags.Write {
+		return &textHandle{opened: o}, nil
+	}
+	machines := &node{t: n.t, line: n.t.root.names["vm"]}
+	in := machines.access()
+	if !allows(in, o.by, 0o3) {
+		return nil, ctl.Errorf(syscall.EACCES, "clone: %s may not write %s", o.by, machines.path())
+	}
+	vm, err := n.t.m.CreateFree(o.by, 0o755, in.GID)
+	if err != nil {
+		return nil, err
+	}
+	o.node = &node{t: n.t, line: machines.many.names["ctl"], vm: vm}
+	return &cloneHandle{textHandle{opened: o}}, nil
+}
+
+// cloneHandle is the ctl of a new machine, which goes with the file if nobody
+// did anything with it.
+type cloneHandle struct{ textHandle }
+
+func (h *cloneHandle) Close() {
+	h.textHandle.Close()
+	if !h.vm.Removed() && h.vm.Untouched() {
+		h.refuse(h.by, h.t.m.Remove(h.by, h.vm))
+	}
+}
+
+// allows reports whether by has all of the permissions want, which are rwx as
+// in the last digit of a mode.
+func allows(a ctl.Access, by ctl.Cred, want uint32) bool {
+	bits := a.Mode
+	switch {
+	case by.UID == 0:
+		return true
+	case by.UID == a.UID:
+		bits >>= 6
+	case by.GID == a.GID || slices.Contains(by.Groups, a.GID):
+		bits >>= 3
+	}
+	return bits&want == want
+}
