@@ -220,8 +220,3 @@ func (m *monitor) drain() {
 	m.conn.SetReadDeadline(time.Now().Add(time.Second))
 	<-m.done
 }
-
-func (m *monitor) close() {
-	m.conn.Close()
-	<-m.done
-}

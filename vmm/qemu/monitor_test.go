@@ -21,8 +21,7 @@ const hello = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7
 // answer makes of its name and id; an empty answer is none.
 func script(t *testing.T, first string, answer func(command string, id int) string) (*monitor, chan event) {
 	t.Helper()
-	var ends files
-	mine, theirs, err := ends.pair()
+	mine, theirs, err := pair()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +29,7 @@ func script(t *testing.T, first string, answer func(command string, id int) stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	ends.close()
+	theirs.Close()
 	events := make(chan event, 100)
 	m := newMonitor(mine, func(e event) { events <- e })
 	var wg sync.WaitGroup
@@ -54,7 +53,7 @@ func script(t *testing.T, first string, answer func(command string, id int) stri
 			fmt.Fprint(c, reply)
 		}
 	})
-	t.Cleanup(func() { m.close(); wg.Wait() })
+	t.Cleanup(func() { mine.Close(); wg.Wait() })
 	return m, events
 }
 

@@ -33,10 +33,11 @@ import (
 // VM is a QEMU process.
 type VM struct {
 	console *net.UnixConn
+	control *net.UnixConn // monitor's, once that is there
+	monitor *monitor
 	version string
 	cmd     *exec.Cmd
 	thread  *thread // that started QEMU
-	qmp     *monitor
 	log     *tail
 	meter   *meter
 	done    chan struct{} // closed when end is set
@@ -86,70 +87,62 @@ func Start(ctx context.Context, s *Spec, tell func(Event)) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ends files
-	defer ends.close()
-	console, theirConsole, err := ends.pair()
+	vm := &VM{thread: newThread(), done: make(chan struct{})}
+	theirs, err := vm.connect()
 	if err != nil {
+		vm.release()
 		return nil, err
 	}
-	monitorConn, theirMonitor, err := ends.pair()
+	err = vm.exec(path, s, theirs)
+	theirs.close()
 	if err != nil {
-		console.Close()
-		return nil, err
-	}
-	log, stderr, err := newTail()
-	if err != nil {
-		console.Close()
-		monitorConn.Close()
-		return nil, err
-	}
-	ends = append(ends, stderr)
-
-	vm := &VM{console: console, log: log, thread: newThread(), done: make(chan struct{})}
-	args, extra := s.command(theirMonitor, theirConsole)
-	vm.cmd = &exec.Cmd{
-		Path:       path,
-		Args:       append([]string{path}, args...),
-		Env:        []string{},
-		Dir:        "/",
-		Stdin:      os.Stdin, // /dev/null: the jail has no such node to open
-		Stdout:     stderr,
-		Stderr:     stderr,
-		ExtraFiles: extra,
-	}
-	vm.thread.do(func() {
-		if err = vm.cmd.Start(); err == nil {
-			vm.meter = newMeter(vm.cmd.Process.Pid, uint64(s.MemoryMiB)<<20)
-		}
-	})
-	if err != nil {
-		vm.thread.end()
-		console.Close()
-		monitorConn.Close()
-		log.Close()
+		vm.release()
 		return nil, ctl.Errorf(ctl.Errno(err), "%s: %v", path, err)
 	}
-	ends.close()
-	vm.qmp = newMonitor(monitorConn, func(e event) { vm.event(e, tell) })
+	vm.monitor = newMonitor(vm.control, func(e event) { vm.event(e, tell) })
 	go vm.wait()
-	if vm.version, err = vm.qmp.greet(ctx); err != nil {
+	if vm.version, err = vm.monitor.greet(ctx); err != nil {
 		return nil, vm.failed(err)
 	}
 	return vm, nil
 }
 
-// files are to be closed together.
-type files []*os.File
+// ends are QEMU's of what connects it with this process.
+type ends struct{ monitor, console, stderr *os.File }
 
-func (f *files) close() {
-	for _, file := range *f {
-		file.Close()
+func (e ends) close() {
+	for _, f := range []*os.File{e.monitor, e.console, e.stderr} {
+		if f != nil {
+			f.Close()
+		}
 	}
-	*f = nil
 }
 
-// pair makes a socket for QEMU: our end, and QEMU's, which is added to f.
-func (f *files) pair() (*net.UnixConn, *os.File, error) {
+// sendBuffer bounds what is on the way to the guest's serial line, beyond
+// what the caller knows of: as little as the kernel allows or a bit more.
+const sendBuffer = 4096
+
+// connect makes vm's ends of the connections, and QEMU's.
+func (vm *VM) connect() (theirs ends, err error) {
+	defer func() {
+		if err != nil {
+			theirs.close()
+		}
+	}()
+	if vm.console, theirs.console, err = pair(); err != nil {
+		return theirs, err
+	}
+	if vm.control, theirs.monitor, err = pair(); err != nil {
+		return theirs, err
+	}
+	if vm.log, theirs.stderr, err = newTail(); err != nil {
+		return theirs, err
+	}
+	return theirs, vm.console.SetWriteBuffer(sendBuffer)
+}
+
+// pair makes a socket for QEMU: our end, and QEMU's.
+func pair() (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
@@ -161,8 +154,28 @@ func (f *files) pair() (*net.UnixConn, *os.File, error) {
 		theirs.Close()
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	*f = append(*f, theirs)
 	return conn.(*net.UnixConn), theirs, nil
+}
+
+// exec starts the process.
+func (vm *VM) exec(path string, s *Spec, theirs ends) (err error) {
+	args, files := s.command(theirs.monitor, theirs.console)
+	vm.cmd = &exec.Cmd{
+		Path:       path,
+		Args:       append([]string{path}, args...),
+		Env:        []string{},
+		Dir:        "/",
+		Stdin:      os.Stdin, // /dev/null: the jail has no such node to open
+		Stdout:     theirs.stderr,
+		Stderr:     theirs.stderr,
+		ExtraFiles: files,
+	}
+	vm.thread.do(func() {
+		if err = vm.cmd.Start(); err == nil {
+			vm.meter = newMeter(vm.cmd.Process.Pid, uint64(s.MemoryMiB)<<20)
+		}
+	})
+	return err
 }
 
 // failed ends a QEMU that did not come up, and says why.
@@ -223,7 +236,7 @@ func (e End) String() string {
 func (vm *VM) wait() {
 	vm.cmd.Wait()
 	// The last words are in the sockets; they end with the process.
-	vm.qmp.drain()
+	vm.monitor.drain()
 	vm.log.drain()
 	vm.mu.Lock()
 	vm.end = End{Status: vm.cmd.ProcessState.String(), Line: vm.log.last(), Killed: killed(vm.cmd.ProcessState)}
@@ -281,11 +294,22 @@ func (vm *VM) Kill() { vm.thread.do(func() { vm.cmd.Process.Kill() }) }
 // has not.
 func (vm *VM) Close() {
 	vm.Kill()
-	vm.thread.end()
-	vm.qmp.close()
-	vm.console.Close()
-	vm.log.Close()
+	vm.release()
+	<-vm.monitor.done
 	vm.meter.close()
+}
+
+// release closes our ends of the connections.
+func (vm *VM) release() {
+	vm.thread.end()
+	for _, c := range []*net.UnixConn{vm.console, vm.control} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	if vm.log != nil {
+		vm.log.Close()
+	}
 }
 
 // Usage is what QEMU has used, of processor time and of memory beyond the
@@ -326,12 +350,12 @@ func (vm *VM) CtrlAltDel(ctx context.Context) error {
 // Running asks whether the CPUs run.
 func (vm *VM) Running(ctx context.Context) (bool, error) {
 	var status struct{ Running bool }
-	err := vm.why(vm.qmp.query(ctx, "query-status", nil, &status))
+	err := vm.why(vm.monitor.query(ctx, "query-status", nil, &status))
 	return status.Running, err
 }
 
 func (vm *VM) do(ctx context.Context, command string, args any) error {
-	return vm.why(vm.qmp.execute(ctx, command, args))
+	return vm.why(vm.monitor.execute(ctx, command, args))
 }
 
 // why makes of an error that QEMU hung up one that says how it ended.
