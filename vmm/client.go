@@ -33,6 +33,8 @@ func Dial(ctx context.Context, path string, id, uid uint32) (ctl.Guest, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What follows has limits of its own; ctx may end it sooner.
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	c := &client{notices: make(chan ctl.Notice, 64)}
 	if err := c.meet(conn, id, uid); err != nil {
 		conn.Close()

@@ -434,10 +434,10 @@ func (m *machine) abandon() {
 	}
 	m.told = true
 	go func() {
-		m.launching.Lock()
+		m.finish(func(now time.Time) *ctl.Exit { return m.failedStart(errors.New("not started"), now) })
+		m.launching.Lock() // a file that cannot be read may keep it for long
 		defer m.launching.Unlock()
 		m.launch.release()
-		m.finish(func(now time.Time) *ctl.Exit { return m.failedStart(errors.New("not started"), now) })
 	}()
 }
 
@@ -551,6 +551,9 @@ func (m *machine) usage() (ctl.Usage, error) {
 // close ends what there is, and releases the console.
 func (m *machine) close() {
 	m.end(verdict{who: "host", how: "the guest process ended", failed: true})
-	m.launch.release()
+	if m.launching.TryLock() {
+		m.launch.release()
+		m.launching.Unlock()
+	}
 	m.screen.Close()
 }
