@@ -379,6 +379,9 @@ func refused(ts *testscript.TestScript, neg bool, args []string) {
 
 // words gives an errno's text as a shell prints it, in lower case.
 func words(ts *testscript.TestScript, name string) string {
+	if name == "EOPNOTSUPP" {
+		name = "ENOTSUP" // two names of one number
+	}
 	for e := syscall.Errno(1); e < 134; e++ {
 		if unix.ErrnoName(e) == name {
 			return e.Error()

@@ -19,9 +19,10 @@ debian() {
 	END
 }
 
-# up NAME waits until the guest's own programs run.
+# up NAME [N] waits until the guest's own programs run, for the N-th time in
+# this launch.
 up() {
-	timeout 55 grep -q -m1 'userland is up' "$MNT/live/vm/$1/console"
+	test "$(timeout 55 grep -a -m"${2-1}" 'userland is up' "$MNT/live/vm/$1/console" | wc -l)" = "${2-1}"
 }
 
 # ended NAME waits for the launch's end and says how it was.
