@@ -242,7 +242,7 @@ func synopsis(t *testing.T, p page) map[string]string {
 	return drawn
 }
 
-// Each attribute has its default, and is in the right lists.
+// Each attribute has its default and its words, and is in the right lists.
 func TestManualAttributes(t *testing.T) {
 	p := manual(t, "vmfs.4")
 	var paths, live []string
@@ -260,6 +260,12 @@ func TestManualAttributes(t *testing.T) {
 		}
 		if a.Default == "" && strings.Contains(said, "default ") {
 			t.Errorf("%s: the page has a default, the program does not", a.Name)
+		}
+		closed, _, _ := strings.Cut(a.Values, ";")
+		if words := strings.Fields(closed); slices.Contains(words, a.Default) && closed != "yes no" {
+			marked := p.between(t, ".It Pa "+name, ".It Pa ").uses("Cm")
+			slices.Sort(marked)
+			same(t, a.Name, slices.Compact(marked), words)
 		}
 	}
 	same(t, "Files of the host", p.between(t, ".Ss Files of the host", "are absolute").uses("Pa"), paths)
