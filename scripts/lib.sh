@@ -2,11 +2,12 @@
 #
 #	. "$(dirname "$0")/lib.sh"
 #
-# It installs packages by name with apt-get and downloads one that it does
-# not install, the guest's kernel. It needs root for the former only.
+# It installs packages by name with apt-get and downloads kernels, which it
+# does not install. It needs root for the former only.
 
 set -eu
 cd "$(dirname "$0")/.."
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vmfs
 
 say() { printf '%s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
@@ -75,9 +76,8 @@ build() {
 # initrd to their paths in the cache.
 guest_files() {
 	need busybox:busybox-static dpkg-deb:dpkg
-	cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vmfs
 	mkdir -p "$cache"
-	package=$(kernel_package) || exit
+	package=$(kernel_package linux-image-cloud-amd64 "$cache/vmlinuz") || exit
 	kernel=$cache/vmlinuz-${package#linux-image-}
 	initrd=$cache/initrd-${package#linux-image-}
 	if [ ! -s "$kernel" ]; then fetch_kernel; fi
@@ -86,37 +86,43 @@ guest_files() {
 	ln -sf "${initrd##*/}" "$cache/initrd"
 }
 
-# kernel_package names the package that Debian's newest cloud kernel is in,
-# or the one in the cache if apt has no lists and no way to get them.
+# kernel_package META LINK names the package that is the newest of META, or
+# the one to which LINK in the cache leads if apt has no lists and no way to
+# get them.
 kernel_package() {
-	newest_kernel || { [ "$(id -u)" != 0 ] || quietly apt-get update; newest_kernel; } ||
-		cached_kernel || die "apt knows no linux-image-cloud-amd64: is this Debian, with a network?"
+	newest_kernel "$1" || { [ "$(id -u)" != 0 ] || quietly apt-get update; newest_kernel "$1"; } ||
+		cached_kernel "$2" || die "apt knows no $1: is this Debian, with a network?"
 }
 
 newest_kernel() {
-	apt-cache depends --important linux-image-cloud-amd64 2>/dev/null |
+	apt-cache depends --important "$1" 2>/dev/null |
 		sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | grep .
 }
 
 cached_kernel() {
-	old=$(readlink "$cache/vmlinuz") && echo "linux-image-${old#vmlinuz-}"
+	old=$(readlink "$1") && echo "linux-image-${old##*vmlinuz-}"
 }
 
 fetch_kernel() {
 	say "downloading $package (27 MB; unpacked into $cache, not installed)"
 	tmp=$(mktemp -d "$cache/unpack.XXXXXX")
-	# apt's own download user cannot write here.
-	download="apt-get -o APT::Sandbox::User=root download $package"
-	# shellcheck disable=SC2086
-	(cd "$tmp" && { quietly $download ||
-		{ [ "$(id -u)" = 0 ] && quietly apt-get update && quietly $download; }; } &&
-		dpkg-deb -x ./*.deb .) || { rm -rf "$tmp"; die "cannot download $package"; }
+	unpack_package "$package" "$tmp"
 	mkdir -p "$cache/modules"
 	for m in acpi/button input/evdev; do
 		find "$tmp" -path "*/drivers/$m.ko" -exec mv {} "$cache/modules/" \;
 	done
 	mv "$tmp"/boot/vmlinuz-* "$kernel"
 	rm -rf "$tmp"
+}
+
+# unpack_package PACKAGE DIR downloads a package and unpacks it there.
+unpack_package() {
+	# apt's own download user cannot write here.
+	download="apt-get -o APT::Sandbox::User=root download $1"
+	# shellcheck disable=SC2086
+	(cd "$2" && { quietly $download ||
+		{ [ "$(id -u)" = 0 ] && quietly apt-get update && quietly $download; }; } &&
+		dpkg-deb -x ./*.deb . && rm ./*.deb) || { rm -rf "$2"; die "cannot download $1"; }
 }
 
 # make_initrd packs the guest's userland, if it is older than its sources.
