@@ -30,7 +30,7 @@ var Attrs = []Attr{
 	{Name: "kernel", Values: "path", Path: true, canon: canonPath},
 	{Name: "initrd", Values: "path", Path: true, canon: canonPath},
 	{Name: "cmdline", Values: "the kernel's command line", canon: canonCmdline},
-	{Name: "firmware", Values: "path of a BIOS image; with no kernel and no firmware the engine's own boots", Path: true, canon: canonPath},
+	{Name: "firmware", Values: "path of a BIOS or UEFI image; with no kernel and no firmware the engine's own BIOS boots", Path: true, canon: canonPath},
 	{Name: "cdrom", Values: "path", Path: true, canon: canonPath},
 	{Name: "boot", Default: "disk", Values: "disk cdrom net", canon: oneOf("disk", "cdrom", "net")},
 	{Name: "engine", Default: "auto", Values: "auto native qemu", canon: oneOf("auto", "native", "qemu")},
@@ -38,7 +38,7 @@ var Attrs = []Attr{
 	{Name: "ephemeral", Default: "no", Values: "yes no; the machine is removed when its guest stops", Live: true, canon: canonBool},
 	{Name: "note", Values: "free text", Live: true, canon: canonNote},
 	{Name: "disk/N/path", Values: "path of an image", Path: true, canon: canonPath},
-	{Name: "disk/N/format", Default: "auto", Values: "auto raw; auto is settled at the first start", canon: oneOf("auto", "raw")},
+	{Name: "disk/N/format", Default: "auto", Values: "auto raw qcow2; auto is settled at the first start", canon: oneOf("auto", "raw", "qcow2")},
 	{Name: "disk/N/readonly", Default: "no", Values: "yes no", canon: canonBool},
 }
 

@@ -16,7 +16,9 @@ type Host interface {
 	// Open opens files with the rights of the user uid as they are now:
 	// his uid, gid and groups. The answer has one Opened for each Want, in
 	// order; the caller closes the files. On an error no file is open.
-	// ENOENT, EACCES, EINVAL (not a regular file), ETIMEDOUT.
+	// ENOENT, EACCES, EINVAL (not a regular file, or not in the format that
+	// is wanted), EOPNOTSUPP (an image that asks for too much), ELOOP (too
+	// many bases), ETIMEDOUT.
 	Open(ctx context.Context, uid uint32, wants []Want) ([]Opened, error)
 
 	// Spawn starts a guest process for the machine id and connects to it;
@@ -48,14 +50,38 @@ type Host interface {
 
 // Want is a file to open.
 type Want struct {
-	Path  string // absolute, on this host
-	Write bool
+	Path   string // absolute, on this host
+	Write  bool
+	Format string // FormatRaw, FormatQcow2, FormatAuto or FormatFirmware
 }
 
-// Opened is a file that was opened.
-type Opened struct {
+// Formats of files. Nothing is looked at in one that is wanted as raw.
+const (
+	FormatRaw   = "raw"   // its bytes are what they are
+	FormatQcow2 = "qcow2" // behind it are its bases
+	FormatAuto  = "auto"  // wanted: raw or qcow2, whatever its first bytes say
+
+	FormatFirmware = "firmware" // wanted: a ROM or flash, whatever its first bytes say
+	FormatROM      = "rom"      // a BIOS, or a UEFI with its variables inside
+	FormatFlash    = "flash"    // a UEFI's code; behind it the template of its variables
+	FormatVars     = "vars"     // such a template
+)
+
+// Opened is a file that was opened, and behind it those that belong to it, in
+// order. Only the first is open for writing, if it was wanted so.
+type Opened []Image
+
+// Image is one file of an Opened.
+type Image struct {
 	File   *os.File
-	Format string // "raw" or "qcow2", by its first bytes
+	Format string
+}
+
+// Close closes all files.
+func (o Opened) Close() {
+	for _, image := range o {
+		image.File.Close()
+	}
 }
 
 // GuestProcess is a guest process that runs.
@@ -132,15 +158,15 @@ type Launch struct {
 	Cmdline    string
 
 	Kernel, Initrd, Firmware, Cdrom *os.File // nil if not given
+	Vars                            *os.File // a UEFI firmware's variables; nil for a ROM
 	Disks                           []LaunchDisk
 }
 
 // LaunchDisk is a disk of a launch.
 type LaunchDisk struct {
 	N        int // 0..15
-	Format   string
 	ReadOnly bool
-	Files    []*os.File // the image; behind it, its bases, in order
+	Images   Opened // the image; behind it, its bases, in order
 }
 
 // GuestState is what a guest process knows about its launch.

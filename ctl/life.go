@@ -397,10 +397,11 @@ func (vm *VM) nameHolder(err error, spec *Launch) error {
 	}
 	for _, disk := range spec.Disks {
 		attr := diskAttr(disk.N, "path")
-		if !strings.HasPrefix(err.Error(), path.Dir(attr)+":") {
-			continue
+		for i, image := range disk.Images {
+			if strings.HasPrefix(err.Error(), imageName(path.Dir(attr), i)+":") {
+				return Errorf(syscall.EBUSY, "%s %s: locked by %s", imageName(attr, i), vm.def.Load().get(attr), vm.m.holder(image.File, true))
+			}
 		}
-		return Errorf(syscall.EBUSY, "%s %s: locked by %s", attr, vm.def.Load().get(attr), vm.m.holder(disk.Files[0]))
 	}
 	return err
 }

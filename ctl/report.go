@@ -125,29 +125,38 @@ func (vm *VM) Check(ctx context.Context) string {
 	return strings.Join(found, "\n") + "\n"
 }
 
-// checkFile opens one file of a launch and looks who holds it.
+// checkFile opens one file of a launch, with those behind it, and looks who
+// holds a disk.
 func (vm *VM) checkFile(ctx context.Context, d *definition, w want) error {
 	opened, err := vm.m.Host.Open(ctx, w.uid, []Want{w.Want})
 	if err != nil {
 		return Errorf(Errno(err), "%s: %v", w.attr, err)
 	}
-	f := opened[0].File
-	defer f.Close()
-	format := d.get(strings.TrimSuffix(w.attr, "path") + "format")
-	if strings.HasPrefix(w.attr, "disk/") && format == "auto" && opened[0].Format != "raw" {
-		return Errorf(syscall.EOPNOTSUPP, "%s: %s images are not supported", w.attr, opened[0].Format)
+	defer opened[0].Close()
+	if !strings.HasPrefix(w.attr, "disk/") || vm.Active() {
+		return nil
 	}
-	if strings.HasPrefix(w.attr, "disk/") && !vm.Active() {
-		if h := vm.m.holder(f); h != "somebody" {
-			return Errorf(syscall.EBUSY, "%s %s: locked by %s", w.attr, w.Path, h)
+	for i, image := range opened[0] {
+		if h := vm.m.holder(image.File, w.Write && i == 0); h != "somebody" {
+			return Errorf(syscall.EBUSY, "%s %s: locked by %s", imageName(w.attr, i), w.Path, h)
 		}
 	}
 	return nil
 }
 
-// holder names who holds a lock on f: a machine of ours, else the pid that
-// the kernel shows, else somebody.
-func (m *Manager) holder(f *os.File) string {
+// imageName says which image of a disk is meant: the disk's own, or one that
+// is behind it.
+func imageName(disk string, i int) string {
+	if i == 0 {
+		return disk
+	}
+	return disk + " base " + strconv.Itoa(i)
+}
+
+// holder names who holds a lock on f that keeps others from writing it, or
+// from reading it: a machine of ours, else the pid that the kernel shows, else
+// somebody.
+func (m *Manager) holder(f *os.File, write bool) string {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return "somebody"
@@ -156,7 +165,7 @@ func (m *Manager) holder(f *os.File) string {
 	if err != nil {
 		return "somebody"
 	}
-	pids := lockPIDs(string(locks), unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	pids := lockPIDs(string(locks), unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino, write)
 	for _, vm := range m.VMs() {
 		vm.mu.Lock()
 		l := vm.launch
@@ -180,14 +189,14 @@ func (m *Manager) holder(f *os.File) string {
 	return "process " + strconv.Itoa(list[len(list)-1])
 }
 
-// lockPIDs finds in /proc/locks who holds a lock on a file; -1 stands for the
-// holder of an OFD lock.
-func lockPIDs(locks string, major, minor uint32, ino uint64) map[int]bool {
+// lockPIDs finds in /proc/locks who holds a lock on a file, of readers only if
+// they count; -1 stands for the holder of an OFD lock.
+func lockPIDs(locks string, major, minor uint32, ino uint64, readers bool) map[int]bool {
 	id := fmt.Sprintf("%02x:%02x:%d", major, minor, ino)
 	pids := make(map[int]bool)
 	for _, line := range strings.Split(locks, "\n") {
 		f := strings.Fields(line)
-		if len(f) < 8 || f[1] == "->" || f[5] != id {
+		if len(f) < 8 || f[1] == "->" || f[5] != id || f[3] != "WRITE" && !readers {
 			continue
 		}
 		if pid, err := strconv.Atoi(f[4]); err == nil {

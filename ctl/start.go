@@ -231,14 +231,13 @@ func atoi(s string) (n int) {
 
 // Close closes the files of a launch that nobody needs any more.
 func (l *Launch) Close() {
-	files := []*os.File{l.Kernel, l.Initrd, l.Firmware, l.Cdrom}
-	for _, d := range l.Disks {
-		files = append(files, d.Files...)
-	}
-	for _, f := range files {
+	for _, f := range []*os.File{l.Kernel, l.Initrd, l.Firmware, l.Vars, l.Cdrom} {
 		if f != nil {
 			f.Close()
 		}
+	}
+	for _, d := range l.Disks {
+		d.Images.Close()
 	}
 }
 
@@ -274,19 +273,27 @@ type want struct {
 // firmware, cdrom, disks.
 func (d *definition) wants(spec *Launch) []want {
 	var list []want
-	file := func(attr string, write bool, take func(Opened)) {
+	file := func(attr, format string, write bool, take func(Opened)) {
 		if v := d.attrs[attr]; v.text != "" {
-			list = append(list, want{attr, Want{v.text, write}, v.uid, take})
+			list = append(list, want{attr, Want{v.text, write, format}, v.uid, take})
 		}
 	}
-	file("kernel", false, func(o Opened) { spec.Kernel = o.File })
-	file("initrd", false, func(o Opened) { spec.Initrd = o.File })
-	file("firmware", false, func(o Opened) { spec.Firmware = o.File })
-	file("cdrom", false, func(o Opened) { spec.Cdrom = o.File })
+	only := func(to **os.File) func(Opened) {
+		return func(o Opened) { *to = o[0].File }
+	}
+	file("kernel", FormatRaw, false, only(&spec.Kernel))
+	file("initrd", FormatRaw, false, only(&spec.Initrd))
+	file("firmware", FormatFirmware, false, func(o Opened) {
+		spec.Firmware = o[0].File
+		if len(o) > 1 {
+			spec.Vars = o[1].File
+		}
+	})
+	file("cdrom", FormatRaw, false, only(&spec.Cdrom))
 	for _, n := range sortedKeys(d.disks) {
 		readonly := d.get(diskAttr(n, "readonly")) == "yes"
-		file(diskAttr(n, "path"), !readonly, func(o Opened) {
-			spec.Disks = append(spec.Disks, LaunchDisk{N: n, Format: o.Format, ReadOnly: readonly, Files: []*os.File{o.File}})
+		file(diskAttr(n, "path"), d.get(diskAttr(n, "format")), !readonly, func(o Opened) {
+			spec.Disks = append(spec.Disks, LaunchDisk{N: n, ReadOnly: readonly, Images: o})
 		})
 	}
 	return list
@@ -305,9 +312,7 @@ func (vm *VM) open(ctx context.Context, d *definition, spec *Launch) error {
 		done = append(done, first.uid)
 		if err := vm.openAs(ctx, first.uid, list, opened); err != nil {
 			for _, o := range opened {
-				if o.File != nil {
-					o.File.Close()
-				}
+				o.Close()
 			}
 			return err
 		}
@@ -315,7 +320,7 @@ func (vm *VM) open(ctx context.Context, d *definition, spec *Launch) error {
 	for i, w := range list {
 		w.take(opened[i])
 	}
-	return d.settleFormats(spec)
+	return nil
 }
 
 func (vm *VM) openAs(ctx context.Context, uid uint32, list []want, opened []Opened) error {
@@ -336,21 +341,6 @@ func (vm *VM) openAs(ctx context.Context, uid uint32, list []want, opened []Open
 	return nil
 }
 
-// settleFormats makes each disk's format what the definition says, or what
-// its image's first bytes say if it is auto.
-func (d *definition) settleFormats(spec *Launch) error {
-	for i := range spec.Disks {
-		disk := &spec.Disks[i]
-		if said := d.get(diskAttr(disk.N, "format")); said != "auto" {
-			disk.Format = said
-		}
-		if disk.Format != "raw" {
-			return Errorf(syscall.EOPNOTSUPP, "disk/%d: %s images are not supported; format raw takes the bytes as they are", disk.N, disk.Format)
-		}
-	}
-	return nil
-}
-
 // recordLaunch gives the launch its generation, for good, before anything of
 // it exists. A format that was looked at is kept from now on.
 func (vm *VM) recordLaunch(l *launch, was *definition, spec *Launch) error {
@@ -364,9 +354,9 @@ func (vm *VM) recordLaunch(l *launch, was *definition, spec *Launch) error {
 		for _, disk := range spec.Disks {
 			format := diskAttr(disk.N, "format")
 			if d.disks[disk.N] && d.get(format) == "auto" && d.get(diskAttr(disk.N, "path")) == was.get(diskAttr(disk.N, "path")) {
-				d.attrs[format] = value{disk.Format, d.attrs[diskAttr(disk.N, "path")].uid, time.Now()}
+				d.attrs[format] = value{disk.Images[0].Format, d.attrs[diskAttr(disk.N, "path")].uid, time.Now()}
 				d.settled[disk.N] = true
-				d.launched[format] = disk.Format
+				d.launched[format] = disk.Images[0].Format
 			}
 		}
 		return true, nil

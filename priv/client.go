@@ -44,10 +44,12 @@ func (c *Client) Done() <-chan struct{} { return c.caller.Done() }
 // Close hangs up, whereupon priv ends core.
 func (c *Client) Close() error { return c.caller.Close() }
 
-// Open opens files with the rights of a user, all or none; the caller closes
-// them. ENOENT, EACCES, EINVAL for what is no regular file or lies on a
-// user's own FUSE, ETIMEDOUT after 2 s, EAGAIN when too many of the user's
-// file systems do not answer.
+// Open opens files with the rights of a user, and the files behind them, all
+// or none; the caller closes them. ENOENT, EACCES, EINVAL for what is no
+// regular file, lies on a user's own FUSE, or is not in the format that it is
+// wanted in, EOPNOTSUPP for an image that asks for too much, ELOOP for too
+// many bases, ETIMEDOUT after 2 s, EAGAIN when too many of the user's file
+// systems do not answer.
 func (c *Client) Open(ctx context.Context, uid uint32, wants []ctl.Want) ([]ctl.Opened, error) {
 	if len(wants) == 0 {
 		return nil, nil
@@ -64,13 +66,18 @@ func (c *Client) Open(ctx context.Context, uid uint32, wants []ctl.Want) ([]ctl.
 	if err != nil {
 		return nil, err
 	}
-	if len(m.Fields) != len(wants) || len(m.Files) != len(wants) {
+	formats, err := parseOpened(m.Fields, len(m.Files), len(wants))
+	if err != nil {
 		m.Close()
-		return nil, errAnswer("open")
+		return nil, err
 	}
 	opened := make([]ctl.Opened, len(wants))
-	for i := range wants {
-		opened[i] = ctl.Opened{File: m.Take(i), Format: m.Fields[i]}
+	next := 0
+	for i := range formats {
+		for _, format := range formats[i] {
+			opened[i] = append(opened[i], ctl.Image{File: m.Take(next), Format: format})
+			next++
+		}
 	}
 	return opened, nil
 }

@@ -33,8 +33,9 @@ func newOpeners(dirs []string) *openers {
 	return &openers{dirs: dirs, hung: make(map[uint32]int)}
 }
 
-// open opens the wants with the rights of a user; the caller closes the files.
-func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) ([]*os.File, []string, error) {
+// open opens the wants with the rights of a user; the caller closes the
+// files. fields say which belong to which want, as parseOpened reads it.
+func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files []*os.File, fields []string, err error) {
 	if err := o.refuse(uid); err != nil {
 		return nil, nil, err
 	}
@@ -53,10 +54,10 @@ func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) ([]*os
 		conn.Close()
 		o.await(uid, gone)
 	})
-	files, formats, err := askOpener(conn, openRequest{uid, o.dirs, wants})
+	files, fields, err = askOpener(conn, openRequest{uid, o.dirs, wants})
 	if stop() {
 		conn.Close()
-		return files, formats, err
+		return files, fields, err
 	}
 	closeAll(files)
 	return nil, nil, ctl.Errorf(syscall.ETIMEDOUT, "open %s as %s: no answer within %v, from the file system or about the user's groups", wants[0].Path, userName(uid), openTime)
@@ -96,36 +97,28 @@ func askOpener(conn *wire.Conn, req openRequest) ([]*os.File, []string, error) {
 	if err != nil {
 		return nil, nil, ctl.Errorf(syscall.EIO, "open %s: the opener ended: %v", req.wants[0].Path, err)
 	}
-	formats, err := parseOpened(m.Fields, len(m.Files), len(req.wants))
+	fields, err := parseAnswer(m.Fields, len(m.Files), len(req.wants))
 	if err != nil {
 		m.Close()
 		return nil, nil, err
 	}
-	return m.Files, formats, nil
+	return m.Files, fields, nil
 }
 
-// parseOpened reads an opener's answer, which has a user's rights and so may
-// be that user's: want formats and files, or an error.
-func parseOpened(fields []string, files, want int) (formats []string, err error) {
+// parseAnswer reads an opener's answer, which has a user's rights and so may
+// be that user's. It returns what is behind ok.
+func parseAnswer(fields []string, files, wants int) ([]string, error) {
 	switch {
 	case len(fields) == 3 && fields[0] == "error" && files == 0:
-		errno, ok := errnoNamed(fields[1])
-		if !ok {
-			break
+		if errno, ok := errnoNamed(fields[1]); ok {
+			return nil, &ctl.Error{Errno: errno, Reason: oneLine(clip(fields[2]))}
 		}
-		return nil, &ctl.Error{Errno: errno, Reason: oneLine(clip(fields[2]))}
-	case fields[0] == "ok" && len(fields) == 1+want && files == want:
-		for _, f := range fields[1:] {
-			if f != "raw" && f != "qcow2" {
-				return nil, errOpened
-			}
-		}
-		return fields[1:], nil
+	case fields[0] == "ok":
+		_, err := parseOpened(fields[1:], files, wants)
+		return fields[1:], err
 	}
 	return nil, errOpened
 }
-
-var errOpened = ctl.Errorf(syscall.EIO, "open: the opener's answer is not one")
 
 // startRole starts another role with one end of a socket as descriptor 3.
 func startRole(cmd *exec.Cmd, more ...*os.File) (*wire.Conn, error) {

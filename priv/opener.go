@@ -1,9 +1,9 @@
 package priv
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/user"
@@ -21,16 +21,18 @@ import (
 )
 
 // The opener is a process for one request: it becomes a user and opens files
-// with that user's rights. What it reads of them is eight bytes. A file
-// system that never answers holds the opener up, and nobody else: priv waits
-// for it for openTime.
+// with that user's rights. What it reads of them is the first cluster of a
+// qcow2 image and the first bytes of a firmware. A file system that never
+// answers holds the opener up, and nobody else: priv waits for it for
+// openTime.
 //
 // priv says
 //
-//	open UID N DIRECTORY... (ro|rw PATH)...
+//	open UID N DIRECTORY... (ro|rw FORMAT PATH)...
 //
 // with the N directories below which root's own files must lie, and is
-// answered "ok FORMAT..." with the files, or "error ERRNO reason".
+// answered "ok (N FORMAT...)..." with N files for each that was asked for, or
+// "error ERRNO reason".
 
 // openRequest is the one request of an opener.
 type openRequest struct {
@@ -74,36 +76,37 @@ func Opener() int {
 		return 1
 	}
 	defer conn.Close()
-	files, formats, err := openOnce(conn)
+	opened, err := openOnce(conn)
 	if err != nil {
 		conn.Send(nil, "error", unix.ErrnoName(ctl.Errno(err)), clip(err.Error()))
 		return 1
 	}
-	if err := conn.Send(files, append([]string{"ok"}, formats...)...); err != nil {
+	files, fields := openedMessage(opened)
+	if err := conn.Send(files, append([]string{"ok"}, fields...)...); err != nil {
 		return 1
 	}
 	return 0
 }
 
-func openOnce(conn *wire.Conn) ([]*os.File, []string, error) {
+func openOnce(conn *wire.Conn) ([]ctl.Opened, error) {
 	if err := confine.NoNewPrivs(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := confine.Keep(confine.Opener.Capabilities); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	m, err := conn.Recv()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	m.Close()
 	req, err := parseOpenRequest(m.Fields)
 	if err != nil {
-		return nil, nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
+		return nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
 	}
 	o, err := newOpener(req)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	return o.all(req.wants)
 }
@@ -215,37 +218,146 @@ func rootsLinks(d string) bool {
 }
 
 // all opens every want or none.
-func (o *opener) all(wants []ctl.Want) (files []*os.File, formats []string, err error) {
-	defer func() {
-		if err != nil {
-			for _, f := range files {
-				f.Close()
+func (o *opener) all(wants []ctl.Want) (opened []ctl.Opened, err error) {
+	files := 0
+	for _, w := range wants {
+		var one ctl.Opened
+		if one, err = o.one(w); err == nil {
+			opened = append(opened, one)
+			if files += len(one); files > wire.MaxFiles {
+				err = ctl.Errorf(syscall.EINVAL, "open %s: more than %d files at once, with those behind them", w.Path, wire.MaxFiles)
 			}
 		}
-	}()
-	for _, w := range wants {
-		f, format, err := o.open(w)
 		if err != nil {
-			return files, nil, err
+			for _, done := range opened {
+				done.Close()
+			}
+			return nil, err
 		}
-		files, formats = append(files, f), append(formats, format)
 	}
-	return files, formats, nil
+	return opened, nil
+}
+
+// one opens a want, and what belongs to it.
+func (o *opener) one(w ctl.Want) (opened ctl.Opened, err error) {
+	defer func() {
+		if err != nil {
+			opened.Close()
+			opened = nil
+		}
+	}()
+	f, err := o.open(w)
+	if err != nil {
+		return nil, err
+	}
+	opened = ctl.Opened{{File: f, Format: w.Format}}
+	switch w.Format {
+	case ctl.FormatAuto:
+		err = o.probe(w, &opened[0])
+	case ctl.FormatFirmware:
+		return o.firmware(w, opened)
+	}
+	if err == nil && opened[0].Format == ctl.FormatQcow2 {
+		return o.chain(w, opened)
+	}
+	return opened, err
+}
+
+// probe settles a format by the first bytes.
+func (o *opener) probe(w ctl.Want, image *ctl.Image) error {
+	var head [8]byte
+	n, err := image.File.ReadAt(head[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return o.refused(w, err)
+	}
+	switch kindOfQcow(head[:n]) {
+	case "":
+		image.Format = ctl.FormatRaw
+	case "qcow2":
+		image.Format = ctl.FormatQcow2
+	default:
+		return ctl.Errorf(syscall.EOPNOTSUPP, "open %s: a qcow image of another version than 2 and 3; format raw takes its bytes as they are", w.Path)
+	}
+	return nil
+}
+
+// maxBases is how many files may be behind an image.
+const maxBases = 3
+
+// chain follows the bases of the qcow2 image that is opened. They are only
+// read, and their names resolved with the same rights and bounds as the first.
+func (o *opener) chain(w ctl.Want, opened ctl.Opened) (ctl.Opened, error) {
+	top := w.Path
+	for opened[len(opened)-1].Format == ctl.FormatQcow2 {
+		b, err := o.behind(w, opened[len(opened)-1].File)
+		if err != nil || b == (base{}) {
+			return opened, err
+		}
+		if len(opened) > maxBases {
+			return opened, ctl.Errorf(syscall.ELOOP, "open %s: more than %d bases behind it: %s has one more", top, maxBases, w.Path)
+		}
+		from := w.Path
+		w = ctl.Want{Path: b.from(from), Format: b.format}
+		f, err := o.open(w)
+		if err != nil {
+			return opened, ctl.Errorf(ctl.Errno(err), "%v (the base of %s)", err, from)
+		}
+		opened = append(opened, ctl.Image{File: f, Format: b.format})
+		if err := o.notTwice(w, opened); err != nil {
+			return opened, err
+		}
+	}
+	return opened, nil
+}
+
+// behind reads the header of a qcow2 image.
+func (o *opener) behind(w ctl.Want, f *os.File) (base, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return base{}, o.refused(w, err)
+	}
+	b, err := readQcow2(f, st.Size())
+	var said *ctl.Error
+	switch {
+	case errors.As(err, &said):
+		return base{}, ctl.Errorf(said.Errno, "open %s: %s", w.Path, said.Reason)
+	case err != nil:
+		return base{}, o.refused(w, err)
+	}
+	return b, nil
+}
+
+// notTwice refuses a last image that is behind itself.
+func (o *opener) notTwice(w ctl.Want, opened ctl.Opened) error {
+	infos := make([]os.FileInfo, len(opened))
+	for i, image := range opened {
+		var err error
+		if infos[i], err = image.File.Stat(); err != nil {
+			return o.refused(w, err)
+		}
+	}
+	last := infos[len(infos)-1]
+	for _, before := range infos[:len(infos)-1] {
+		if os.SameFile(before, last) {
+			return ctl.Errorf(syscall.ELOOP, "open %s: it is behind itself", w.Path)
+		}
+	}
+	return nil
 }
 
 // open finds the file without opening it, looks what it is, and opens what it
 // looked at.
-func (o *opener) open(w ctl.Want) (*os.File, string, error) {
+func (o *opener) open(w ctl.Want) (*os.File, error) {
 	found, err := unix.Openat2(unix.AT_FDCWD, w.Path, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
-		return nil, "", o.refused(w, err)
+		return nil, o.refused(w, err)
 	}
 	defer unix.Close(found)
 	before, err := o.look(w, found)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	mode := os.O_RDONLY
 	if w.Write {
@@ -253,15 +365,14 @@ func (o *opener) open(w ctl.Want) (*os.File, string, error) {
 	}
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", found), mode|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, "", o.refused(w, err)
+		return nil, o.refused(w, err)
 	}
 	f := os.NewFile(uintptr(fd), w.Path)
-	format, err := o.settle(w, fd, before)
-	if err != nil {
+	if err := o.settle(w, fd, before); err != nil {
 		f.Close()
-		return nil, "", err
+		return nil, err
 	}
-	return f, format, nil
+	return f, nil
 }
 
 // look decides about a file that is found but not open.
@@ -355,36 +466,23 @@ func (o *opener) bounded(w ctl.Want, found int) error {
 	return ctl.Errorf(syscall.EACCES, "open %s: root's own files only below -images: %s", w.Path, strings.Join(o.within, " "))
 }
 
-// settle makes an open file ready to be handed over and says its format.
-func (o *opener) settle(w ctl.Want, fd int, before unix.Stat_t) (string, error) {
+// settle makes an open file ready to be handed over.
+func (o *opener) settle(w ctl.Want, fd int, before unix.Stat_t) error {
 	var after unix.Stat_t
 	if err := unix.Fstat(fd, &after); err != nil {
-		return "", o.refused(w, err)
+		return o.refused(w, err)
 	}
 	if after.Dev != before.Dev || after.Ino != before.Ino || kind(after.Mode) != "" {
-		return "", ctl.Errorf(syscall.EINVAL, "open %s: became another file meanwhile", w.Path)
+		return ctl.Errorf(syscall.EINVAL, "open %s: became another file meanwhile", w.Path)
 	}
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err == nil {
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^unix.O_NONBLOCK)
 	}
 	if err != nil {
-		return "", o.refused(w, err)
+		return o.refused(w, err)
 	}
-	var head [8]byte
-	n, err := unix.Pread(fd, head[:], 0)
-	if err != nil {
-		return "", o.refused(w, err)
-	}
-	return format(head[:n]), nil
-}
-
-// format tells a qcow2 image, version 2 or 3, from anything else, which is raw.
-func format(head []byte) string {
-	if len(head) == 8 && bytes.HasPrefix(head, []byte("QFI\xfb\x00\x00\x00")) && (head[7] == 2 || head[7] == 3) {
-		return "qcow2"
-	}
-	return "raw"
+	return nil
 }
 
 // refused puts a system call's error into the contract's numbers and words.

@@ -2,9 +2,12 @@ package priv
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"vmfs/ctl"
 	"vmfs/priv/confine"
@@ -38,16 +41,20 @@ func parseUID(s string) (uint32, error) {
 // maxPath is the longest path that the kernel takes, in bytes.
 const maxPath = 4095
 
-// parseWants reads "(ro|rw PATH)...": at least one, at most a message's files.
+// parseWants reads "(ro|rw FORMAT PATH)...": at least one, at most a message's
+// files.
 func parseWants(args []string) ([]ctl.Want, error) {
-	if len(args) == 0 || len(args)%2 != 0 || len(args)/2 > wire.MaxFiles {
-		return nil, fmt.Errorf("%d words where a mode and a path are wanted for each of 1 to %d files", len(args), wire.MaxFiles)
+	if len(args) == 0 || len(args)%3 != 0 || len(args)/3 > wire.MaxFiles {
+		return nil, fmt.Errorf("%d words where a mode, a format and a path are wanted for each of 1 to %d files", len(args), wire.MaxFiles)
 	}
 	var wants []ctl.Want
-	for i := 0; i < len(args); i += 2 {
-		mode, path := args[i], args[i+1]
+	for i := 0; i < len(args); i += 3 {
+		mode, format, path := args[i], args[i+1], args[i+2]
 		if mode != "ro" && mode != "rw" {
 			return nil, fmt.Errorf("mode %.40q is neither ro nor rw", mode)
+		}
+		if !slices.Contains(wanted, format) {
+			return nil, fmt.Errorf("format %.40q is none of %s", format, strings.Join(wanted, ", "))
 		}
 		if !filepath.IsAbs(path) || strings.IndexByte(path, 0) >= 0 {
 			return nil, fmt.Errorf("%.80q is no absolute path", path)
@@ -55,7 +62,7 @@ func parseWants(args []string) ([]ctl.Want, error) {
 		if len(path) > maxPath {
 			return nil, fmt.Errorf("path %.40q... of %d bytes", path, len(path))
 		}
-		wants = append(wants, ctl.Want{Path: path, Write: mode == "rw"})
+		wants = append(wants, ctl.Want{Path: path, Write: mode == "rw", Format: format})
 	}
 	return wants, nil
 }
@@ -68,7 +75,50 @@ func wantArgs(wants []ctl.Want) []string {
 		if w.Write {
 			mode = "rw"
 		}
-		args = append(args, mode, w.Path)
+		args = append(args, mode, w.Format, w.Path)
 	}
 	return args
+}
+
+// wanted are the formats that a file can be wanted as, and found those that
+// it can turn out to have.
+var (
+	wanted = []string{ctl.FormatRaw, ctl.FormatQcow2, ctl.FormatAuto, ctl.FormatFirmware}
+	found  = []string{ctl.FormatRaw, ctl.FormatQcow2, ctl.FormatROM, ctl.FormatFlash, ctl.FormatVars}
+)
+
+// parseOpened reads "(N FORMAT...)..." for a number of wants, with as many
+// files as there are formats: what an opener answers, and priv after it.
+func parseOpened(fields []string, files, wants int) ([][]string, error) {
+	var opened [][]string
+	for len(fields) > 0 && len(opened) < wants {
+		n, err := strconv.Atoi(fields[0])
+		if err != nil || n < 1 || n > 1+maxBases || n > len(fields)-1 {
+			return nil, errOpened
+		}
+		formats := fields[1 : 1+n]
+		for _, f := range formats {
+			if !slices.Contains(found, f) {
+				return nil, errOpened
+			}
+		}
+		opened, fields, files = append(opened, formats), fields[1+n:], files-n
+	}
+	if len(fields) != 0 || len(opened) != wants || files != 0 {
+		return nil, errOpened
+	}
+	return opened, nil
+}
+
+var errOpened = ctl.Errorf(syscall.EPROTO, "open: the answer is not one")
+
+// openedMessage is the inverse of parseOpened, with the files.
+func openedMessage(opened []ctl.Opened) (files []*os.File, fields []string) {
+	for _, images := range opened {
+		fields = append(fields, strconv.Itoa(len(images)))
+		for _, image := range images {
+			files, fields = append(files, image.File), append(fields, image.Format)
+		}
+	}
+	return files, fields
 }

@@ -10,16 +10,16 @@ import (
 
 // seeds are requests that core may send, and some that it may not.
 var seeds = []string{
-	"open 1000 ro /srv/a.raw rw /srv/b.raw", `open 0 ro "/srv/a b"`, "open 1000", "open 1000 ro", "open 1000 ro a.raw",
-	"open -1 ro /a", "open 4294967295 ro /a", "open 1899999999 ro /a", "open 1900000003 ro /a", "open 01 ro /a", "open 1 wo /a",
-	`open 1 ro "/a\x00b"`, "open 1 ro /" + strings.Repeat("a", 5000),
+	"open 1000 ro auto /srv/a.raw rw qcow2 /srv/b", `open 0 ro raw "/srv/a b"`, "open 5 ro firmware /f", "open 1000", "open 1000 ro", "open 1000 ro /a", "open 1000 ro raw a.raw",
+	"open -1 ro raw /a", "open 4294967295 ro raw /a", "open 1899999999 ro raw /a", "open 1900000003 ro raw /a", "open 01 ro raw /a", "open 1 wo raw /a",
+	`open 1 ro raw "/a\x00b"`, "open 1 ro raw /" + strings.Repeat("a", 5000), "open 1 ro vmdk /a", "open 1 ro rom /a", `open 1 ro "" /a`,
 	"spawn 1 kvm", "spawn 1 tcg", "spawn 0 tcg", "spawn 100000001 tcg", "spawn 1 xen", "spawn 1", "spawn ../1 tcg",
 	"guests 0", "guests 7", "guests", "guests -1", "end 1", "end 0", "end 1 2", "engines", "engines x", "alive", "serving",
 	"draining", "shutdown", "shutdown now", "exec /bin/sh", `"" x`,
 }
 
 func TestParseRequest(t *testing.T) {
-	good := []string{"open 1000 ro /srv/a.raw rw /srv/b.raw", `open 0 ro "/srv/a b"`, "spawn 1 kvm", "spawn 1 tcg",
+	good := []string{"open 1000 ro auto /srv/a.raw rw qcow2 /srv/b", `open 0 ro raw "/srv/a b"`, "open 5 ro firmware /f", "spawn 1 kvm", "spawn 1 tcg",
 		"guests 0", "guests 7", "end 1", "engines", "alive", "serving", "draining", "shutdown"}
 	for _, s := range seeds {
 		fields, err := wire.Decode([]byte(s))
@@ -31,7 +31,7 @@ func TestParseRequest(t *testing.T) {
 			t.Errorf("%.60q: %v, want taken: %v", s, err, want)
 		}
 	}
-	if _, err := parseRequest("open", append([]string{"1"}, slices.Repeat([]string{"ro", "/a"}, wire.MaxFiles+1)...)); err == nil {
+	if _, err := parseRequest("open", append([]string{"1"}, slices.Repeat([]string{"ro", "raw", "/a"}, wire.MaxFiles+1)...)); err == nil {
 		t.Error("more files than a message holds were taken")
 	}
 }
@@ -62,7 +62,7 @@ func FuzzParseRequest(f *testing.F) {
 }
 
 func FuzzOpenRequest(f *testing.F) {
-	for _, s := range []string{"open 0 2 /a /b ro /c", "open 1000 0 rw /c", "open 1 -1 ro /a", "open 1 9 ro /a", "open 1 1 a ro /a"} {
+	for _, s := range []string{"open 0 2 /a /b ro raw /c", "open 1000 0 rw auto /c", "open 1 -1 ro raw /a", "open 1 9 ro raw /a", "open 1 1 a ro raw /a"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
@@ -81,9 +81,40 @@ func FuzzOpenRequest(f *testing.F) {
 	})
 }
 
+func TestParseAnswer(t *testing.T) {
+	for _, c := range []struct {
+		line        string
+		files, want int
+		ok          bool
+	}{
+		{"ok 1 raw", 1, 1, true},
+		{"ok 1 raw 4 qcow2 qcow2 qcow2 raw 2 flash vars", 7, 3, true},
+		{"ok 1 raw", 2, 1, false},
+		{"ok 1 raw", 1, 2, false},
+		{"ok 1 raw 1 raw", 2, 1, false},
+		{"ok 5 raw raw raw raw raw", 5, 1, false},
+		{"ok 0", 0, 1, false},
+		{"ok -1 raw", 1, 1, false},
+		{"ok 2 raw", 2, 1, false},
+		{"ok 1 auto", 1, 1, false},
+		{"ok", 0, 0, true},
+		{"fine 1 raw", 1, 1, false},
+	} {
+		fields, err := wire.Decode([]byte(c.line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseAnswer(fields, c.files, c.want); (err == nil) != c.ok {
+			t.Errorf("parseAnswer(%q, %d, %d): %v, want taken: %v", c.line, c.files, c.want, err, c.ok)
+		}
+	}
+}
+
 func FuzzOpened(f *testing.F) {
-	f.Add("ok raw qcow2", 2)
-	f.Add("ok raw", 2)
+	f.Add("ok 1 raw 2 qcow2 raw", 3)
+	f.Add("ok 1 raw", 2)
+	f.Add("ok 2 flash vars 1 rom", 3)
+	f.Add("ok -1 raw", 1)
 	f.Add("error ENOENT \"open /a: no such file\"", 0)
 	f.Add("error EWHAT x", 0)
 	f.Add("error ENOENT \"a\\nb\"", 0)
@@ -92,12 +123,16 @@ func FuzzOpened(f *testing.F) {
 		if err != nil {
 			return
 		}
-		formats, err := parseOpened(fields, files, 2)
-		if err == nil && (len(formats) != 2 || files != 2) {
-			t.Errorf("parseOpened(%q, %d) = %q", fields, files, formats)
+		fields, err = parseAnswer(fields, files, 2)
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\r\x1b\x00") {
+				t.Errorf("parseAnswer(%q): %q is no sentence for a log", line, err)
+			}
+			return
 		}
-		if err != nil && strings.ContainsAny(err.Error(), "\n\r\x1b\x00") {
-			t.Errorf("parseOpened(%q): %q is no sentence for a log", fields, err)
+		opened, err := parseOpened(fields, files, 2)
+		if err != nil || len(opened) != 2 || len(opened[0])+len(opened[1]) != files {
+			t.Errorf("parseOpened(%q, %d) = %q, %v", fields, files, opened, err)
 		}
 	})
 }

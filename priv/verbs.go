@@ -31,7 +31,7 @@ type reply struct {
 
 // verbs is all that core may ask for.
 var verbs = []verb{
-	{"open", "UID (ro|rw PATH)...", "only a user's own rights open his files; root's only below -images", parseOpen},
+	{"open", "UID (ro|rw FORMAT PATH)...", "only a user's own rights open his files, and those behind them; root's only below -images", parseOpen},
 	{"spawn", "ID kvm|tcg", "namespaces and the guest's uid need root; one guest an id", parseSpawn},
 	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", parseGuests},
 	{"end", "ID", "a guest has another uid than core; only one that the records name", parseEnd},
@@ -83,8 +83,8 @@ func parseOpen(args []string) (act, error) {
 		return nil, err
 	}
 	return func(ctx context.Context, s *server) (reply, error) {
-		files, formats, err := s.openers.open(ctx, uid, wants)
-		return reply{fields: formats, files: files}, err
+		files, fields, err := s.openers.open(ctx, uid, wants)
+		return reply{fields: fields, files: files}, err
 	}, nil
 }
 

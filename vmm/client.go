@@ -160,17 +160,18 @@ func (c *client) Give(ctx context.Context, l *ctl.Launch) error {
 	return nil
 }
 
-// giveDisk hands over a disk. The launch has one format for it, so a disk
-// with bases, which may differ in theirs, is not for today.
+// giveDisk hands over a disk, with the bases behind it.
 func (c *client) giveDisk(ctx context.Context, d ctl.LaunchDisk) error {
-	if len(d.Files) != 1 {
-		return ctl.Errorf(syscall.EOPNOTSUPP, "disk/%d: an image and %d bases: not supported", d.N, len(d.Files)-1)
+	for i, image := range d.Images {
+		mode := "rw"
+		if d.ReadOnly || i > 0 {
+			mode = "ro"
+		}
+		if err := c.call(ctx, []*os.File{image.File}, "disk", strconv.Itoa(d.N), strconv.Itoa(i), image.Format, mode); err != nil {
+			return err
+		}
 	}
-	mode := "rw"
-	if d.ReadOnly {
-		mode = "ro"
-	}
-	return c.call(ctx, d.Files, "disk", strconv.Itoa(d.N), "0", d.Format, mode)
+	return nil
 }
 
 func (c *client) Go(ctx context.Context) error { return c.call(ctx, nil, "go") }

@@ -307,7 +307,7 @@ func TestBIOS(t *testing.T) {
 			l := &ctl.Launch{ID: p.id, Generation: 1, Name: "bios", Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: tc.boot}
 			l.Firmware = open(t, firmware(t), os.O_RDONLY)
 			if tc.disk != "" {
-				l.Disks = []ctl.LaunchDisk{{N: 0, Format: "raw", Files: []*os.File{open(t, tc.disk, os.O_RDWR)}}}
+				l.Disks = []ctl.LaunchDisk{{N: 0, Images: ctl.Opened{{File: open(t, tc.disk, os.O_RDWR), Format: "raw"}}}}
 			}
 			if tc.cd != "" {
 				l.Cdrom = open(t, tc.cd, os.O_RDONLY)
@@ -363,8 +363,8 @@ func TestDisks(t *testing.T) {
 	begin(t, g, &ctl.Launch{
 		ID: p.id, Generation: 1, Name: "disks", Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "disk",
 		Disks: []ctl.LaunchDisk{
-			{N: 1, Format: "raw", Files: []*os.File{open(t, one, os.O_RDWR)}},
-			{N: 5, Format: "raw", ReadOnly: true, Files: []*os.File{open(t, two, os.O_RDONLY)}},
+			{N: 1, Images: ctl.Opened{{File: open(t, one, os.O_RDWR), Format: "raw"}}},
+			{N: 5, ReadOnly: true, Images: ctl.Opened{{File: open(t, two, os.O_RDONLY), Format: "raw"}}},
 		},
 	})
 	(&screen{t: t, c: g.Console()}).expect("Rtwo.", bootTime)
@@ -383,7 +383,7 @@ func TestAllThereIs(t *testing.T) {
 	l.Cdrom = open(t, write(t, "cd", bootCD('C')), os.O_RDONLY)
 	for n := range maxDisks {
 		disk := write(t, "disk", append(bootSector(byte('A'+n)), make([]byte, 1<<20)...))
-		l.Disks = append(l.Disks, ctl.LaunchDisk{N: n, Format: "raw", Files: []*os.File{open(t, disk, os.O_RDWR)}})
+		l.Disks = append(l.Disks, ctl.LaunchDisk{N: n, Images: ctl.Opened{{File: open(t, disk, os.O_RDWR), Format: "raw"}}})
 	}
 	begin(t, g, l)
 	(&screen{t: t, c: g.Console()}).expect("AAAA", bootTime)
@@ -405,8 +405,8 @@ func TestLocks(t *testing.T) {
 		defer rw.Close()
 		return g, g.Give(t.Context(), &ctl.Launch{ID: p.id, Generation: 1, Name: "locks", Accel: "tcg", CPUs: 1, MemoryMiB: 32, Boot: "disk",
 			Disks: []ctl.LaunchDisk{
-				{N: 0, Format: "raw", ReadOnly: true, Files: []*os.File{ro}},
-				{N: 1, Format: "raw", Files: []*os.File{rw}},
+				{N: 0, ReadOnly: true, Images: ctl.Opened{{File: ro, Format: "raw"}}},
+				{N: 1, Images: ctl.Opened{{File: rw, Format: "raw"}}},
 			}})
 	}
 	g, err := start(spawn(t, "tcg"))
@@ -606,7 +606,7 @@ func TestNoStart(t *testing.T) {
 		{"more memory than there is", func(l *ctl.Launch) { l.MemoryMiB = 15 << 20 }, syscall.ENOMEM, "memory"},
 		{"a bad firmware", func(l *ctl.Launch) { l.Kernel, l.Firmware = nil, open(t, junk, os.O_RDONLY) }, syscall.EINVAL, "PC"},
 		{"a qcow2 that is none", func(l *ctl.Launch) {
-			l.Disks = []ctl.LaunchDisk{{N: 0, Format: "qcow2", Files: []*os.File{open(t, junk, os.O_RDWR)}}}
+			l.Disks = []ctl.LaunchDisk{{N: 0, Images: ctl.Opened{{File: open(t, junk, os.O_RDWR), Format: "qcow2"}}}}
 		}, syscall.EINVAL, "qcow2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

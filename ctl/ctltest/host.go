@@ -22,6 +22,7 @@ type Host struct {
 	Refused  func(step string) error   // what Spawn ("spawn"), Give and Go say; nil for nothing
 	Blocking func(ctx context.Context) // called in Go, for starts that last
 	Asked    []uint32                  // the uids of each Open
+	Wants    []ctl.Want                // of the last Open
 	Drained  bool
 	Down     chan struct{} // closed by Shutdown
 
@@ -53,7 +54,7 @@ func (h *Host) refused(step string) error {
 func (h *Host) Open(_ context.Context, uid uint32, wants []ctl.Want) ([]ctl.Opened, error) {
 	h.Lock()
 	defer h.Unlock()
-	h.Asked = append(h.Asked, uid)
+	h.Asked, h.Wants = append(h.Asked, uid), wants
 	var out []ctl.Opened
 	for _, w := range wants {
 		flag := os.O_RDONLY
@@ -67,16 +68,20 @@ func (h *Host) Open(_ context.Context, uid uint32, wants []ctl.Want) ([]ctl.Open
 		}
 		if err != nil {
 			for _, o := range out {
-				o.File.Close()
+				o.Close()
 			}
 			return nil, ctl.Errorf(ctl.Errno(err), "open %s: %v", w.Path, ctl.Errno(err))
 		}
-		out = append(out, ctl.Opened{File: f, Format: format(f)})
+		out = append(out, ctl.Opened{{File: f, Format: format(w, f)}})
 	}
 	return out, nil
 }
 
-func format(f *os.File) string {
+// format looks at the first bytes if that is wanted.
+func format(w ctl.Want, f *os.File) string {
+	if w.Format != ctl.FormatAuto {
+		return w.Format
+	}
 	var magic [4]byte
 	f.ReadAt(magic[:], 0)
 	if string(magic[:]) == "QFI\xfb" {

@@ -24,7 +24,7 @@ const (
 	Protocol   = 1        // the version that hello carries
 	MaxMessage = 64 << 10 // bytes
 	MaxFields  = 256
-	MaxFiles   = 64
+	MaxFiles   = 80 // 16 disks of 4 images, and what boots them
 )
 
 var errMessage = errors.New("not a message")
