@@ -92,6 +92,9 @@ func (h *textHandle) Write(ctx context.Context, p []byte) error {
 }
 
 func (h *textHandle) writeLine(ctx context.Context, s string) error {
+	if h.write == nil {
+		return errNotWritten
+	}
 	s = strings.TrimSuffix(s, "\n")
 	if strings.Contains(s, "\n") {
 		return ctl.Errorf(syscall.EINVAL, "write: it takes one line, not several")
