@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,18 +16,27 @@ import (
 // daemon's pid.
 type lock struct{ f *os.File }
 
+// lockTime is how long a lock whose holder is dead may still be held.
+const lockTime = 2 * time.Second
+
 // takeLock takes the lock of the run directory, or names who has it.
 func takeLock(run string) (*lock, error) {
 	path := run + "/lock"
+	patience := time.Now().Add(lockTime)
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 		if err != nil {
 			return nil, err
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			defer f.Close()
+			pid := readPID(f)
+			f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, fmt.Errorf("already served by process %s (%s)", readPID(f), path)
+				if dead(pid) && time.Now().Before(patience) {
+					time.Sleep(lockTime / 100)
+					continue
+				}
+				return nil, fmt.Errorf("already served by process %s (%s)", pid, path)
 			}
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
@@ -41,6 +51,13 @@ func takeLock(run string) (*lock, error) {
 		}
 		return l, nil
 	}
+}
+
+// dead reports whether pid is no process. A child that a daemon was just
+// making when it was killed holds its lock until the child's exec.
+func dead(pid string) bool {
+	n, err := strconv.Atoi(pid)
+	return err != nil || errors.Is(unix.Kill(n, 0), unix.ESRCH)
 }
 
 func (l *lock) write() error {
