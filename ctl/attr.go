@@ -31,7 +31,7 @@ var Attrs = []Attr{
 	{Name: "initrd", Values: "path", Path: true, canon: canonPath},
 	{Name: "cmdline", Values: "the kernel's command line", canon: canonCmdline},
 	{Name: "firmware", Values: "path of a BIOS or UEFI image; with no kernel and no firmware the engine's own BIOS boots", Path: true, canon: canonPath},
-	{Name: "cdrom", Values: "path", Path: true, canon: canonPath},
+	{Name: "cdrom", Values: "path", Path: true, Live: true, canon: canonPath},
 	{Name: "boot", Default: "disk", Values: "disk cdrom net", canon: oneOf("disk", "cdrom", "net")},
 	{Name: "engine", Default: "auto", Values: "auto native qemu", canon: oneOf("auto", "native", "qemu")},
 	{Name: "autostart", Default: "no", Values: "yes no; starts once a boot of the host", Live: true, canon: canonBool},

@@ -15,6 +15,7 @@
 //	events                the last events, a line each
 //	vm/NAME/definition    all that is known of a machine, replaced as a whole
 //	vm/NAME/console       the end of the console of its former launches
+//	vm/NAME/efivars.HASH  what a UEFI firmware keeps, written by the guest
 //	removed/              machines that were removed, for 30 days
 //
 // One file holds a machine's attributes, their setters' uids and its mode

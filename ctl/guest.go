@@ -118,6 +118,11 @@ type Guest interface {
 	Reset(ctx context.Context) error
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+	// Cdrom puts f into the drive of a machine that was told Go, in the
+	// place of what is there; nil leaves it empty. f stays the caller's.
+	// EBUSY if its image is locked by others. On an error what was there is
+	// there; on a machine that has ended nothing happens.
+	Cdrom(ctx context.Context, f *os.File) error
 
 	// State is what the guest process knows about its launch.
 	State(ctx context.Context) (GuestState, error)

@@ -320,7 +320,7 @@ func (vm *VM) open(ctx context.Context, d *definition, spec *Launch) error {
 	for i, w := range list {
 		w.take(opened[i])
 	}
-	return nil
+	return vm.ownVars(d, spec)
 }
 
 func (vm *VM) openAs(ctx context.Context, uid uint32, list []want, opened []Opened) error {
@@ -345,6 +345,9 @@ func (vm *VM) openAs(ctx context.Context, uid uint32, list []want, opened []Open
 // it exists. A format that was looked at is kept from now on.
 func (vm *VM) recordLaunch(l *launch, was *definition, spec *Launch) error {
 	_, err := vm.update(func(d *definition) (bool, error) {
+		if d.get("cdrom") != was.get("cdrom") {
+			return false, Errorf(syscall.EAGAIN, "cdrom: changed while the machine was starting")
+		}
 		d.generation++
 		spec.Generation = d.generation
 		vm.mu.Lock()

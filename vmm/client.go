@@ -145,10 +145,14 @@ func (c *client) Give(ctx context.Context, l *ctl.Launch) error {
 		verb string
 		file *os.File
 	}{{"kernel", l.Kernel}, {"initrd", l.Initrd}, {"firmware", l.Firmware}, {"cdrom", l.Cdrom}} {
+		files := []*os.File{given.file}
+		if given.verb == "firmware" && l.Vars != nil {
+			given.verb, files = "uefi", append(files, l.Vars)
+		}
 		if given.file == nil {
 			continue
 		}
-		if err := c.call(ctx, []*os.File{given.file}, given.verb); err != nil {
+		if err := c.call(ctx, files, given.verb); err != nil {
 			return err
 		}
 	}
@@ -189,6 +193,13 @@ func (c *client) Reset(ctx context.Context) error  { return c.call(ctx, nil, "re
 func (c *client) Pause(ctx context.Context) error  { return c.call(ctx, nil, "pause") }
 func (c *client) Resume(ctx context.Context) error { return c.call(ctx, nil, "resume") }
 func (c *client) Forget(ctx context.Context) error { return c.call(ctx, nil, "forget") }
+
+func (c *client) Cdrom(ctx context.Context, f *os.File) error {
+	if f == nil {
+		return c.call(ctx, nil, "eject")
+	}
+	return c.call(ctx, []*os.File{f}, "cdrom")
+}
 
 func (c *client) State(ctx context.Context) (ctl.GuestState, error) {
 	m, err := c.caller.Call(ctx, nil, "state")

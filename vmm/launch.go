@@ -140,7 +140,7 @@ var boots = map[string]struct {
 // boot copies a kernel, initrd or firmware. f stays the caller's.
 func (l *launch) boot(what string, f *os.File) error {
 	slot := boots[what].slot(&l.spec)
-	if *slot != nil {
+	if *slot != nil || what == "firmware" && l.spec.Flash != nil {
 		return ctl.Errorf(syscall.EEXIST, "%s: given already", what)
 	}
 	if err := regular(what, f, unix.O_RDONLY); err != nil {
@@ -204,19 +204,57 @@ func sealedCopy(what string, f *os.File, max int64) (*os.File, error) {
 // use its buffer.
 type onlyWriter struct{ io.Writer }
 
+// maxFlash is what the board has of flash memory, in bytes, and flashSector
+// what it is made of.
+const (
+	maxFlash    = 8 << 20
+	flashSector = 4 << 10
+)
+
+// uefi takes a firmware's code and the file of its variables; on success both
+// are the launch's. QEMU reads them once and writes what changes.
+func (l *launch) uefi(code, vars *os.File) error {
+	if l.spec.Flash != nil || l.spec.Firmware != nil {
+		return ctl.Errorf(syscall.EEXIST, "firmware: given already")
+	}
+	if err := regular("firmware", code, unix.O_RDONLY); err != nil {
+		return err
+	}
+	if err := regular("variables", vars, unix.O_RDWR); err != nil {
+		return err
+	}
+	all := int64(0)
+	for _, f := range []*os.File{code, vars} {
+		st, err := f.Stat()
+		if err != nil {
+			return ctl.Errorf(ctl.Errno(err), "firmware: %v", err)
+		}
+		if all += st.Size(); st.Size() == 0 || st.Size()%flashSector != 0 || st.Size() > maxFlash || all > maxFlash {
+			return ctl.Errorf(syscall.EINVAL, "firmware: code or variables of %d bytes; flash memory has sectors of %d bytes and %d in all", st.Size(), flashSector, maxFlash)
+		}
+	}
+	l.spec.Flash = &qemu.Flash{Code: code, Vars: vars}
+	return nil
+}
+
 // cdrom takes the image of the drive; on success f is the launch's.
 func (l *launch) cdrom(f *os.File) error {
 	if l.spec.Cdrom != nil {
 		return ctl.Errorf(syscall.EEXIST, "cdrom: given already")
 	}
-	if err := regular("cdrom", f, unix.O_RDONLY); err != nil {
-		return err
-	}
-	if err := lock(f, "cdrom", false); err != nil {
+	if err := lockMedium(f); err != nil {
 		return err
 	}
 	l.spec.Cdrom = f
 	return nil
+}
+
+// lockMedium makes sure that f can be put into the drive.
+func lockMedium(f *os.File) error {
+	if err := regular("cdrom", f, unix.O_RDONLY); err != nil {
+		return err
+	}
+	return lock(f, "cdrom", false)
 }
 
 // disk takes one file of a disk, and locks it; on success f is the launch's.
@@ -294,6 +332,11 @@ func (l *launch) release() {
 			(*f).Close()
 			*f = nil
 		}
+	}
+	if l.spec.Flash != nil {
+		l.spec.Flash.Code.Close()
+		l.spec.Flash.Vars.Close()
+		l.spec.Flash = nil
 	}
 	for n := range l.images {
 		for i := range l.images[n] {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -39,6 +40,7 @@ type engine interface {
 	PowerButton(context.Context) error
 	CtrlAltDel(context.Context) error
 	Quit(context.Context) error
+	Insert(context.Context, *os.File) error
 	Running(context.Context) (bool, error)
 	Usage() (ctl.Usage, error)
 	Kill()
@@ -373,6 +375,20 @@ func (m *machine) resume(ctx context.Context) error {
 func (m *machine) reset(ctx context.Context) error {
 	return m.press("reset", "", []string{stateRunning, statePaused}, func(e engine) error {
 		return e.Reset(ctx)
+	})
+}
+
+// insert changes what is in the cdrom drive; nil leaves it empty. f stays the
+// caller's; its lock is QEMU's then. A machine that has ended has no drive,
+// and nothing happens.
+func (m *machine) insert(ctx context.Context, f *os.File) error {
+	if f != nil {
+		if err := lockMedium(f); err != nil {
+			return err
+		}
+	}
+	return m.press("cdrom", stateEnded, []string{stateRunning, statePaused, stateStopping}, func(e engine) error {
+		return e.Insert(ctx, f)
 	})
 }
 

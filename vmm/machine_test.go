@@ -77,8 +77,14 @@ func (f *fake) Reset(context.Context) error           { return f.press("reset") 
 func (f *fake) PowerButton(context.Context) error     { return f.press("power") }
 func (f *fake) CtrlAltDel(context.Context) error      { return f.press("keys") }
 func (f *fake) Running(context.Context) (bool, error) { return true, nil }
-func (f *fake) Usage() (ctl.Usage, error)             { return ctl.Usage{CPU: time.Second}, nil }
-func (f *fake) Close()                                { f.Kill(); f.console.Close() }
+func (f *fake) Insert(_ context.Context, file *os.File) error {
+	if file == nil {
+		return f.press("eject")
+	}
+	return f.press("insert")
+}
+func (f *fake) Usage() (ctl.Usage, error) { return ctl.Usage{CPU: time.Second}, nil }
+func (f *fake) Close()                    { f.Kill(); f.console.Close() }
 
 func (f *fake) Quit(context.Context) error {
 	f.press("quit")

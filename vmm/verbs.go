@@ -37,7 +37,9 @@ var verbs = map[string]verb{
 	"kernel":   {0, 1, doBoot},
 	"initrd":   {0, 1, doBoot},
 	"firmware": {0, 1, doBoot},
+	"uefi":     {0, 2, doUEFI},
 	"cdrom":    {0, 1, doCdrom},
+	"eject":    {0, 0, doEject},
 	"disk":     {4, 1, doDisk},
 	"go":       {0, 0, doGo},
 	"state":    {0, 0, doState},
@@ -85,10 +87,25 @@ func doBoot(m *machine, r *wire.Request) (answer, error) {
 	return answer{}, m.edit(func(l *launch) error { return l.boot(r.Verb, r.Files[0]) })
 }
 
+func doUEFI(m *machine, r *wire.Request) (answer, error) {
+	return answer{}, m.edit(func(l *launch) error {
+		return took(r, l.uefi(r.Files[0], r.Files[1]))
+	})
+}
+
+// doCdrom gives the machine the medium that it starts with, or another one
+// when it runs.
 func doCdrom(m *machine, r *wire.Request) (answer, error) {
+	if _, told := m.phase(); told {
+		return answer{}, m.insert(context.Background(), r.Files[0])
+	}
 	return answer{}, m.edit(func(l *launch) error {
 		return took(r, l.cdrom(r.Files[0]))
 	})
+}
+
+func doEject(m *machine, r *wire.Request) (answer, error) {
+	return answer{}, m.insert(context.Background(), nil)
 }
 
 func doDisk(m *machine, r *wire.Request) (answer, error) {
@@ -97,10 +114,12 @@ func doDisk(m *machine, r *wire.Request) (answer, error) {
 	})
 }
 
-// took leaves the file to who took it, if he did.
+// took leaves the files to who took them, if he did.
 func took(r *wire.Request, err error) error {
 	if err == nil {
-		r.Take(0)
+		for i := range r.Files {
+			r.Take(i)
+		}
 	}
 	return err
 }

@@ -6,6 +6,7 @@ package ctltest
 import (
 	"context"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -50,21 +51,18 @@ func (h *Host) refused(step string) error {
 	return h.Refused(step)
 }
 
-// Open opens with the rights of the test.
+// Open opens with the rights of the test. A firmware with CODE in its name has
+// variables, and no image has a base.
 func (h *Host) Open(_ context.Context, uid uint32, wants []ctl.Want) ([]ctl.Opened, error) {
 	h.Lock()
 	defer h.Unlock()
 	h.Asked, h.Wants = append(h.Asked, uid), wants
-	var out []ctl.Opened
-	for _, w := range wants {
-		flag := os.O_RDONLY
-		if w.Write {
-			flag = os.O_RDWR
-		}
-		err := h.Refuse[w.Path]
-		var f *os.File
-		if err == nil {
-			f, err = os.OpenFile(w.Path, flag, 0)
+	out := make([]ctl.Opened, len(wants))
+	for i, w := range wants {
+		err := h.open(w.Path, w.Format, w.Write, &out[i])
+		if err == nil && w.Format == ctl.FormatFirmware && strings.Contains(w.Path, "CODE") {
+			out[i][0].Format = ctl.FormatFlash
+			err = h.open(strings.Replace(w.Path, "CODE", "VARS", 1), ctl.FormatVars, false, &out[i])
 		}
 		if err != nil {
 			for _, o := range out {
@@ -72,22 +70,40 @@ func (h *Host) Open(_ context.Context, uid uint32, wants []ctl.Want) ([]ctl.Open
 			}
 			return nil, ctl.Errorf(ctl.Errno(err), "open %s: %v", w.Path, ctl.Errno(err))
 		}
-		out = append(out, ctl.Opened{{File: f, Format: format(w, f)}})
 	}
 	return out, nil
 }
 
-// format looks at the first bytes if that is wanted.
-func format(w ctl.Want, f *os.File) string {
-	if w.Format != ctl.FormatAuto {
-		return w.Format
+func (h *Host) open(path, format string, write bool, to *ctl.Opened) error {
+	if err := h.Refuse[path]; err != nil {
+		return err
 	}
-	var magic [4]byte
-	f.ReadAt(magic[:], 0)
-	if string(magic[:]) == "QFI\xfb" {
-		return "qcow2"
+	flag := os.O_RDONLY
+	if write {
+		flag = os.O_RDWR
 	}
-	return "raw"
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return err
+	}
+	*to = append(*to, ctl.Image{File: f, Format: settled(format, f)})
+	return nil
+}
+
+// settled looks at the first bytes if that is wanted.
+func settled(format string, f *os.File) string {
+	switch format {
+	case ctl.FormatFirmware:
+		return ctl.FormatROM
+	case ctl.FormatAuto:
+		var magic [4]byte
+		f.ReadAt(magic[:], 0)
+		if string(magic[:]) == "QFI\xfb" {
+			return ctl.FormatQcow2
+		}
+		return ctl.FormatRaw
+	}
+	return format
 }
 
 // Abandon cuts every conversation without a word, as a daemon does that is
@@ -181,11 +197,13 @@ type Guest struct {
 	accel   string
 	console *Console
 
-	mu    sync.Mutex
-	state ctl.GuestState
-	typed []byte
-	conns map[*conn]bool
-	dead  bool
+	mu     sync.Mutex
+	state  ctl.GuestState
+	typed  []byte
+	medium string
+	vars   string
+	conns  map[*conn]bool
+	dead   bool
 }
 
 // Print is the guest printing on its console.
@@ -196,6 +214,20 @@ func (g *Guest) Typed() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return string(g.typed)
+}
+
+// Vars is the path of the file in which its firmware keeps variables.
+func (g *Guest) Vars() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.vars
+}
+
+// Medium is the path of what is in the cdrom drive.
+func (g *Guest) Medium() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.medium
 }
 
 // Reboot is the guest resetting itself.
@@ -283,6 +315,12 @@ func (c *conn) Give(_ context.Context, l *ctl.Launch) error {
 	}
 	c.g.mu.Lock()
 	defer c.g.mu.Unlock()
+	if l.Vars != nil {
+		c.g.vars = l.Vars.Name()
+	}
+	if l.Cdrom != nil {
+		c.g.medium = l.Cdrom.Name()
+	}
 	c.g.state.Generation, c.g.state.Name, c.g.state.Engine, c.g.state.Reason = l.Generation, l.Name, "qemu 7.2.0 "+l.Accel, l.Reason
 	return nil
 }
@@ -313,6 +351,19 @@ func (c *conn) Stop(_ context.Context, wait time.Duration, by string, restart bo
 
 func (c *conn) Kill(_ context.Context, by, how string, failed bool) error {
 	c.g.EndAs(ctl.Exit{Who: by, How: how, Failed: failed})
+	return nil
+}
+
+// Cdrom notes the name of what is in the drive.
+func (c *conn) Cdrom(_ context.Context, f *os.File) error {
+	if err := c.g.host.refused("cdrom"); err != nil {
+		return err
+	}
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	if c.g.medium = ""; f != nil {
+		c.g.medium = f.Name()
+	}
 	return nil
 }
 

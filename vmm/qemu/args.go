@@ -21,9 +21,14 @@ type Spec struct {
 	// Kernel, Initrd and Firmware are memfds of the caller's uid: QEMU
 	// opens them again through /proc. Nil is none.
 	Kernel, Initrd, Firmware *os.File
-	Cdrom                    *os.File // nil is no drive
+	Flash                    *Flash   // in the place of Firmware; nil is none
+	Cdrom                    *os.File // nil is an empty drive
 	Disks                    []Disk
 }
+
+// Flash is a UEFI firmware and the memory in which it keeps its variables,
+// which is written.
+type Flash struct{ Code, Vars *os.File }
 
 // Disk is a disk of a machine.
 type Disk struct {
@@ -56,6 +61,11 @@ func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.Fi
 	if s.Firmware != nil {
 		c.add("-bios", c.procPath(s.Firmware))
 	}
+	if s.Flash != nil {
+		c.image("code", Image{s.Flash.Code, "raw"}, true, nil)
+		c.image("vars", Image{s.Flash.Vars, "raw"}, false, nil)
+		c.add("-machine", "pflash0=code,pflash1=vars")
+	}
 	if s.Kernel != nil {
 		c.add("-kernel", c.procPath(s.Kernel), "-append", s.Cmdline)
 		if s.Initrd != nil {
@@ -66,11 +76,23 @@ func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.Fi
 	for _, d := range s.Disks {
 		c.disk(d, index, min(s.CPUs, maxQueues))
 	}
-	if s.Cdrom != nil {
-		c.image("cdrom", Image{s.Cdrom, "raw"}, true, nil)
-		c.add("-device", fmt.Sprintf("ide-cd,bus=ide.0,id=cdrom0,drive=cdrom,bootindex=%d", index("cdrom")))
-	}
+	c.cdrom(s.Cdrom, index("cdrom"))
 	return c.args, c.files
+}
+
+// cdrom adds the drive, which is always there so that a medium can come
+// later.
+func (c *command) cdrom(f *os.File, index int) {
+	device := fmt.Sprintf("ide-cd,bus=ide.0,id=%s,bootindex=%d", drive, index)
+	if f != nil {
+		m := medium(0)
+		c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(f), m.set()))
+		for _, n := range m.nodes() {
+			c.node(n)
+		}
+		device += ",drive=" + m.name()
+	}
+	c.add("-device", device)
 }
 
 func (c *command) add(args ...string) { c.args = append(c.args, args...) }
@@ -174,13 +196,18 @@ type qcow2 struct {
 func (c *command) image(name string, im Image, readOnly bool, behind any) {
 	set := len(c.files)
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(im.File), set))
-	c.node(file{"file", name + "-file", fmt.Sprintf("/dev/fdset/%d", set), "off", readOnly, "unmap"})
+	c.node(fileNode(name, set, readOnly))
 	f := format{im.Format, name, name + "-file", readOnly, "unmap"}
 	if im.Format == "qcow2" {
 		c.node(qcow2{f, behind})
 	} else {
 		c.node(f)
 	}
+}
+
+// fileNode is the lower node of the image that is called name.
+func fileNode(name string, set int, readOnly bool) file {
+	return file{"file", name + "-file", fmt.Sprintf("/dev/fdset/%d", set), "off", readOnly, "unmap"}
 }
 
 func (c *command) node(n any) {

@@ -25,6 +25,7 @@ func specs() map[string]*Spec {
 				{N: 15, ReadOnly: true, Images: []Image{{f(), "qcow2"}, {f(), "qcow2"}, {f(), "raw"}}},
 			},
 		},
+		"uefi":     {ID: 6, Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "disk", Flash: &Flash{f(), f()}},
 		"firmware": {ID: 5, Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "net", Firmware: f(), Cmdline: "not used"},
 	}
 }

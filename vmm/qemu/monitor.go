@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmfs/ctl"
 )
 
@@ -149,15 +151,25 @@ func (m *monitor) greet(ctx context.Context) (string, error) {
 
 // execute gives a command and waits until it is answered.
 func (m *monitor) execute(ctx context.Context, command string, args any) error {
-	return m.query(ctx, command, args, nil)
+	return m.ask(ctx, command, args, nil, nil)
 }
 
-// query is execute for a command whose answer is wanted; it may be nil.
+// query is execute for a command whose answer is wanted.
 func (m *monitor) query(ctx context.Context, command string, args, answer any) error {
+	return m.ask(ctx, command, args, nil, answer)
+}
+
+// give is execute for a command that takes a file.
+func (m *monitor) give(ctx context.Context, command string, args any, f *os.File) error {
+	return m.ask(ctx, command, args, f, nil)
+}
+
+// ask is all of these; f and answer may be nil.
+func (m *monitor) ask(ctx context.Context, command string, args any, f *os.File, answer any) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, commandTime,
 		ctl.Errorf(syscall.ETIMEDOUT, "qemu: %s: no answer in %v", command, commandTime))
 	defer cancel()
-	id, reply, err := m.send(ctx, command, args)
+	id, reply, err := m.send(ctx, command, args, f)
 	if err != nil {
 		return err
 	}
@@ -174,8 +186,8 @@ func (m *monitor) query(ctx context.Context, command string, args, answer any) e
 	}
 }
 
-// send writes one command.
-func (m *monitor) send(ctx context.Context, command string, args any) (uint64, chan packet, error) {
+// send writes one command, with f beside it if that is not nil.
+func (m *monitor) send(ctx context.Context, command string, args any, f *os.File) (uint64, chan packet, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.id++
@@ -189,7 +201,7 @@ func (m *monitor) send(ctx context.Context, command string, args any) (uint64, c
 	}
 	deadline, _ := ctx.Deadline()
 	m.conn.SetWriteDeadline(deadline)
-	if _, err := m.conn.Write(append(line, '\n')); err != nil {
+	if err := m.write(append(line, '\n'), f); err != nil {
 		m.conn.Close() // half a command may be in there
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return 0, nil, ctl.Errorf(syscall.ETIMEDOUT, "qemu: %s: its monitor does not read", command)
@@ -199,6 +211,19 @@ func (m *monitor) send(ctx context.Context, command string, args any) (uint64, c
 	reply := make(chan packet, 1)
 	m.waiting[m.id] = reply
 	return m.id, reply, nil
+}
+
+// write writes all of a line. A file goes with its first byte.
+func (m *monitor) write(line []byte, f *os.File) error {
+	if f != nil {
+		n, _, err := m.conn.WriteMsgUnix(line, unix.UnixRights(int(f.Fd())), nil)
+		if err != nil {
+			return err
+		}
+		line = line[n:]
+	}
+	_, err := m.conn.Write(line)
+	return err
 }
 
 // answer takes what a command returned.

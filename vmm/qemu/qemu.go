@@ -43,6 +43,9 @@ type VM struct {
 	done    chan struct{} // closed when end is set
 	end     End
 
+	media  medium // how many there were
+	medium medium // that is in the drive
+
 	mu       sync.Mutex
 	shutdown *event // the guest's, or the first
 }
@@ -87,7 +90,10 @@ func Start(ctx context.Context, s *Spec, tell func(Event)) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	vm := &VM{thread: newThread(), done: make(chan struct{})}
+	vm := &VM{thread: newThread(), done: make(chan struct{}), medium: empty}
+	if s.Cdrom != nil {
+		vm.media, vm.medium = 1, 0
+	}
 	theirs, err := vm.connect()
 	if err != nil {
 		vm.release()
