@@ -77,8 +77,7 @@ leaks after
 // run runs scripts against the program, built with flags, or skips them.
 func run(t *testing.T, p testscript.Params, flags ...string) {
 	kernel, initrd := requirements(t)
-	program := filepath.Join(t.TempDir(), "vmfs")
-	build(t, program, flags...)
+	program := program(t, flags...)
 	p.Setup = func(env *testscript.Env) error { return setUp(env, program, kernel, initrd) }
 	p.Condition = exists
 	p.Cmds = map[string]func(*testscript.TestScript, bool, []string){
@@ -145,15 +144,29 @@ func guestFile(variable, path string) string {
 	return path
 }
 
-// build makes the program as it is shipped: static, since what restricts all
-// threads at once needs that. The race detector cannot be in it.
-func build(t *testing.T, to string, flags ...string) {
-	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", to}, flags...)
+// program builds the program as it is shipped: static, since what restricts
+// all threads at once needs that. The race detector cannot be in it. It lies
+// where every user may execute it. Where VMFS_TEST_PROGRAM is a built one,
+// that is taken: a machine in which the sessions run need not have Go.
+func program(t *testing.T, flags ...string) string {
+	if built := os.Getenv("VMFS_TEST_PROGRAM"); built != "" && len(flags) == 0 {
+		return built
+	}
+	dir, err := os.MkdirTemp("", "vmfs-program-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", dir + "/vmfs"}, flags...)
 	cmd := exec.Command("go", append(args, ".")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
+	return dir + "/vmfs"
 }
 
 // A stage is what one script has to itself.
