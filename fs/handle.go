@@ -72,7 +72,9 @@ func (h *textHandle) Read(ctx context.Context, p []byte, off int64) (int, error)
 	s, ok := h.taken()
 	if !ok {
 		s = h.read(ctx, h.node, h.by)
-		if err := ctx.Err(); err != nil {
+		// What does not wait is not interrupted: a signal that a client
+		// did not mean for the read would cost it the text.
+		if err := ctx.Err(); err != nil && h.kind == computed {
 			return 0, err
 		}
 		var err error
