@@ -9,7 +9,7 @@
 box=$cache/box
 
 # What the box's programs come from. It has their libraries besides, and
-# nothing else of this host: no users, no configuration.
+# nothing else of this host: no users, no configuration, nothing but /usr.
 box_packages="base-files base-passwd bash bsdutils busybox-static coreutils
 	dash diffutils findutils fuse3 grep gzip hostname iproute2 libc-bin
 	libgcc-s1 mawk mount ncurses-base procps sed tar util-linux
@@ -39,6 +39,8 @@ box_parts() {
 	mkdir -p "$box"
 	(
 		flock 9
+		tmp=$box/unfinished
+		rm -rf "$tmp" "$box"/*.new
 		box_kernel
 		box_initrd
 		box_root
@@ -50,15 +52,16 @@ box_parts() {
 box_kernel() {
 	package=$(kernel_package linux-image-amd64 "$box/vmlinuz") || exit
 	version=${package#linux-image-}
-	modules=$box/modules-$version
-	if [ ! -s "$box/vmlinuz-$version" ]; then
+	key=$(echo "$version" $box_modules $box_net | hash)
+	modules=$box/modules-$key/lib/modules/$version
+	if [ ! -s "$box/vmlinuz-$version" ] || [ ! -d "$modules" ]; then
 		say "downloading $package (70 MB; unpacked into $box, not installed)"
-		tmp=$(mktemp -d "$box/unpack.XXXXXX")
+		mkdir "$tmp"
 		unpack_package "$package" "$tmp"
 		keep_modules "$tmp/lib/modules/$version" "$tmp/kept/lib/modules/$version"
 		busybox depmod -b "$tmp/kept" "$version"
-		rm -rf "$modules"
-		mv "$tmp/kept" "$modules"
+		rm -rf "$box"/modules-* "$box"/vmlinuz-*
+		mv "$tmp/kept" "$box/modules-$key"
 		mv "$tmp/boot/vmlinuz-$version" "$box/"
 		rm -rf "$tmp"
 	fi
@@ -83,12 +86,11 @@ keep_modules() {
 box_initrd() {
 	key=$(cat scripts/box/first scripts/box/parts.sh "$box/vmlinuz" "$(command -v busybox)" | hash)
 	if [ ! -s "$box/initrd-$key" ]; then
-		tmp=$(mktemp -d "$box/initrd.XXXXXX")
-		mkdir -p "$tmp/bin" "$tmp/dev" "$tmp/root"
+		mkdir "$tmp" "$tmp/bin" "$tmp/dev" "$tmp/root"
 		cp "$(command -v busybox)" "$tmp/bin/busybox"
 		cp scripts/box/first "$tmp/init"
 		first_modules >"$tmp/modules"
-		(cd "$modules/lib/modules/$version" && tar -cf - -T "$tmp/modules") | tar -xf - -C "$tmp"
+		(cd "$modules" && tar -cf - -T "$tmp/modules") | tar -xf - -C "$tmp"
 		(cd "$tmp" && find . | busybox cpio -o -H newc 2>/dev/null) >"$box/initrd.new"
 		rm -rf "$tmp" "$box"/initrd-*
 		mv "$box/initrd.new" "$box/initrd-$key"
@@ -101,16 +103,15 @@ first_modules() {
 	awk '/\/(virtio_pci|virtio_blk|crc32c_generic|ext4)\.ko:/ {
 		sub(":", "")
 		for (i = NF; i > 0; i--) if (!seen[$i]++) print $i
-	}' "$modules/lib/modules/$version/modules.dep"
+	}' "$modules/modules.dep"
 }
 
 # box_root is an ext4 image of the packages and the modules. A run writes to
 # a copy of its own, which it throws away.
 box_root() {
-	key=$({ dpkg-query -W; cat scripts/box/parts.sh; echo "$version"; } | hash)
+	key=$({ dpkg-query -W; cat scripts/box/parts.sh "$modules/modules.dep"; } | hash)
 	if [ ! -s "$box/root-$key" ]; then
 		say "packing the box's disk"
-		tmp=$(mktemp -d "$box/root.XXXXXX")
 		for d in bin lib lib32 lib64 libx32 sbin; do
 			mkdir -p "$tmp/usr/$d"
 			ln -s "usr/$d" "$tmp/$d"
@@ -118,9 +119,10 @@ box_root() {
 		# shellcheck disable=SC2086
 		program_files $box_packages >"$box/files.new"
 		tar -C / --no-recursion -cf - -T "$box/files.new" | tar -xf - -C "$tmp"
-		cp -a "$modules/lib/modules" "$tmp/usr/lib/"
+		mkdir "$tmp/usr/lib/modules"
+		cp -a "$modules" "$tmp/usr/lib/modules/"
 		configure "$tmp"
-		rm -f "$box"/root-* "$box/root.new"
+		rm -f "$box"/root-*
 		mke2fs -q -t ext4 -E lazy_itable_init=0,lazy_journal_init=0 -d "$tmp" "$box/root.new" 2G >/dev/null ||
 			die "cannot make the box's disk in $box"
 		rm -rf "$tmp" "$box/files.new"
@@ -129,28 +131,41 @@ box_root() {
 	ln -sf "root-$key" "$box/root"
 }
 
-# program_files lists what packages have and the libraries that they need,
-# as paths that go through no link.
+# program_files lists what packages have below /usr and the libraries that
+# they need, relative to / and through no link.
 program_files() {
 	dpkg -L "$@" | sed 's,^/\(s\?bin\|lib[0-9x]*\)/,/usr/\1/,' |
-		grep -E '^/(etc|usr)/.' | grep -vE '^/usr/share/(doc|info|lintian|locale|man)/' >"$tmp.own"
+		grep '^/usr/' | grep -vE '^/usr/share/(doc|info|lintian|locale|man)/' |
+		existing >"$box/programs.new"
+	grep -E '/(s?bin|libexec)/|\.so(\.|$)' "$box/programs.new" | xargs -d '\n' ldd 2>/dev/null |
+		grep -o '/[^ :]*\.so[^ :]*' | sort -u | in_usr >>"$box/programs.new"
+	sort -u "$box/programs.new" | cut -c2-
+	rm "$box/programs.new"
+}
+
+existing() { while read -r f; do if [ -e "$f" ]; then echo "$f"; fi; done; }
+
+# in_usr says where each file is if no directory is a link, and where what it
+# leads to is.
+in_usr() {
 	while read -r f; do
-		if [ -f "$f" ] && [ ! -h "$f" ]; then case $f in */bin/* | */sbin/* | */libexec/* | *.so | *.so.*) echo "$f" ;; esac fi
-	done <"$tmp.own" | xargs ldd 2>/dev/null | grep -o '/[^ ]*\.so[^ ]*' |
-		sort -u | while read -r f; do readlink -f "${f%/*}" | sed "s,\$,/${f##*/},"; readlink -f "$f"; done >"$tmp.needed"
-	sort -u "$tmp.own" "$tmp.needed" | while read -r f; do [ ! -e "$f" ] || echo "${f#/}"; done
-	rm "$tmp.own" "$tmp.needed"
+		echo "$(readlink -f "${f%/*}")/${f##*/}"
+		readlink -f "$f"
+	done
 }
 
 # configure does in a new root what the packages' own scripts do in others.
 configure() {
+	mkdir -p "$1/etc"
 	cp /usr/share/base-passwd/passwd.master "$1/etc/passwd"
 	cp /usr/share/base-passwd/group.master "$1/etc/group"
+	sed 's/:.*/:*:1::::::/' "$1/etc/passwd" >"$1/etc/shadow"
+	chmod 640 "$1/etc/shadow"
 	cp /usr/share/libc-bin/nsswitch.conf "$1/etc/"
 	echo "127.0.0.1 localhost box" >"$1/etc/hosts"
 	ln -sf mawk "$1/usr/bin/awk"
 	for m in depmod insmod lsmod modprobe rmmod; do ln -sf ../bin/busybox "$1/usr/sbin/$m"; done
-	for d in box dev proc root run sys tmp var/lib var/tmp; do mkdir -p "$1/$d"; done
+	for d in box dev mnt proc root run sys tmp var/lib var/tmp; do mkdir -p "$1/$d"; done
 	chmod 1777 "$1/tmp" "$1/var/tmp"
 	ldconfig -r "$1"
 }
