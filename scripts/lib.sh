@@ -7,6 +7,9 @@
 
 set -eu
 cd "$(dirname "$0")/.."
+
+# Root in another user's checkout: git would refuse to tell its state.
+export GOFLAGS="${GOFLAGS:+$GOFLAGS }-buildvcs=false"
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vmfs
 
 say() { printf '%s\n' "$*"; }
@@ -18,7 +21,7 @@ become_root() {
 	[ "$(id -u)" = 0 ] && return
 	command -v sudo >/dev/null || die "this needs root, and there is no sudo: run it as root"
 	say "${0##*/}: this needs root; asking sudo"
-	exec sudo env "PATH=$PATH" "$0" "$@"
+	exec sudo env "PATH=$PATH" "scripts/${0##*/}" "$@"
 }
 
 # need_go says where Go comes from; the distribution's may be too old.
@@ -67,7 +70,7 @@ quietly() {
 # build makes the program as it is shipped: static, no paths of this machine.
 build() {
 	need_go
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$1" ./cmd/vmfs ||
+	CGO_ENABLED=0 go build -trimpath -o "$1" ./cmd/vmfs ||
 		die "the program does not build"
 }
 
