@@ -61,6 +61,9 @@ func (d *definition) access(path string, mode uint32) Access {
 	if path == "" {
 		return a
 	}
+	if path == "live" { // what is open there says what the machine's own files say
+		mode &= a.Mode
+	}
 	a.Mode = mode
 	if n, ok := d.nodes[path]; ok {
 		a = n.over(a)

@@ -86,7 +86,19 @@ func (d *definition) removeDisk(n int) error {
 			delete(d.attrs, path)
 		}
 	}
+	d.dropPolicy(n)
 	return nil
+}
+
+// dropPolicy forgets who may do what with a disk that goes: the next one of
+// its number is another.
+func (d *definition) dropPolicy(n int) {
+	prefix := diskAttr(n, "")
+	for path := range d.nodes {
+		if strings.HasPrefix(path+"/", prefix) {
+			delete(d.nodes, path)
+		}
+	}
 }
 
 // config is the definition flattened: `path value` lines in byte order
@@ -203,6 +215,11 @@ func (d *definition) replace(by Cred, text string, now time.Time) (changed bool,
 	}
 	changed = changed || len(next.disks) != len(d.disks)
 	next.dropStale()
+	for n := range d.disks {
+		if !next.disks[n] {
+			d.dropPolicy(n)
+		}
+	}
 	d.attrs, d.disks, d.settled = next.attrs, next.disks, next.settled
 	return changed, nil
 }

@@ -374,6 +374,10 @@ func (vm *VM) ran(ctx context.Context, l *launch) error {
 		return err
 	}
 	vm.mu.Lock()
+	if ctx.Err() != nil { // ended meanwhile
+		vm.mu.Unlock()
+		return context.Cause(ctx)
+	}
 	fast := vm.nextFast()
 	vm.fast, vm.lastRun = fast, time.Now()
 	l.started, l.state = vm.lastRun, st
@@ -490,19 +494,24 @@ func (vm *VM) over(l *launch) {
 }
 
 // endStart ends a start that is under way, and waits until it is undone.
-func (vm *VM) endStart(by Cred, verb string, restart bool) bool {
+func (vm *VM) endStart(ctx context.Context, by Cred, verb string, restart bool) (bool, error) {
 	vm.mu.Lock()
 	l := vm.launch
 	starting := l != nil && vm.state == Starting
 	if starting {
 		l.restart, l.asker = restart, by.String()
+		l.undo(&startEnded{verb, by.String()}) // with mu held: ran either saw it or is over
 	}
 	vm.mu.Unlock()
-	if starting {
-		l.undo(&startEnded{verb, by.String()})
-		<-l.ended
+	if !starting {
+		return false, nil
 	}
-	return starting
+	select {
+	case <-l.ended:
+		return true, nil
+	case <-ctx.Done():
+		return true, ctx.Err()
+	}
 }
 
 // restartBy starts the machine again on its own time.

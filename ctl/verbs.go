@@ -155,8 +155,8 @@ func (vm *VM) doRestart(ctx context.Context, by Cred, arg string) error {
 }
 
 func (vm *VM) stop(ctx context.Context, by Cred, arg string, restart bool) error {
-	if vm.endStart(by, "stop", restart) {
-		return nil
+	if ended, err := vm.endStart(ctx, by, "stop", restart); ended {
+		return err
 	}
 	wait, _ := seconds(arg)
 	err := vm.ask(ctx, by, func(ctx context.Context, g Guest) error {
@@ -173,27 +173,48 @@ func (vm *VM) doKill(ctx context.Context, by Cred, _ string) error {
 	vm.mu.Lock()
 	l := vm.launch
 	vm.mu.Unlock()
-	if l == nil || vm.endStart(by, "kill", false) {
+	if l == nil {
 		return nil
+	}
+	if ended, err := vm.endStart(ctx, by, "kill", false); ended {
+		return err
 	}
 	err := vm.ask(ctx, by, func(ctx context.Context, g Guest) error {
 		return g.Kill(ctx, by.String(), "kill", false)
 	})
-	if err != nil {
-		l.killed.Store(&Exit{Who: by.String(), How: "kill"})
-		err = vm.m.Host.End(ctx, vm.id)
-		if err != nil {
+	if err == nil {
+		if gone, err := l.endsWithin(ctx, askTime); gone || err != nil {
 			return err
-		}
-		l.lost()
+		} // it says yes and lives on
 	}
+	if err := vm.force(ctx, l, &Exit{Who: by.String(), How: "kill"}); err != nil {
+		return err
+	}
+	if gone, err := l.endsWithin(ctx, askTime); gone || err != nil {
+		return err
+	}
+	return Errorf(syscall.ETIMEDOUT, "kill %s: its guest process is still there", vm.Name())
+}
+
+// force ends a guest process that does not end when it is asked to.
+func (vm *VM) force(ctx context.Context, l *launch, exit *Exit) error {
+	l.killed.Store(exit)
+	if err := vm.m.Host.End(ctx, vm.id); err != nil {
+		return err
+	}
+	l.lost()
+	return nil
+}
+
+// endsWithin waits for the end of a launch.
+func (l *launch) endsWithin(ctx context.Context, limit time.Duration) (bool, error) {
 	select {
 	case <-l.ended:
-		return nil
+		return true, nil
 	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(askTime):
-		return Errorf(syscall.ETIMEDOUT, "kill %s: its guest process is still there", vm.Name())
+		return false, ctx.Err()
+	case <-time.After(limit):
+		return false, nil
 	}
 }
 

@@ -19,7 +19,7 @@ func openClone(n *node, o opened) (Handle, error) {
 	if !allows(in, o.by, 0o3) {
 		return nil, ctl.Errorf(syscall.EACCES, "clone: %s may not write %s", o.by, machines.path())
 	}
-	vm, err := n.t.m.CreateFree(o.by, 0o755, in.GID)
+	vm, err := n.t.m.CreateFree(o.by, 0o755&in.Mode, in.GID)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ type held struct {
 }
 
 const (
-	heldFree = 4 << 10  // a text up to this is not counted: the kernel holds as much for the open file
+	heldFree = 256      // a text up to this is not counted: the kernel holds as much for the open file
 	heldMost = 16 << 20 // of one user; root has no bound
 )
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"vmfs/ctl"
@@ -12,7 +13,48 @@ import (
 
 // Client is core's end of the conversation with priv. Its methods may be
 // called from several goroutines; once priv is gone they return EPIPE.
-type Client struct{ caller *wire.Caller }
+type Client struct {
+	caller *wire.Caller
+
+	mu    sync.Mutex
+	turns map[uint32]*turns // by user
+}
+
+// opensEach is how many openers one user has at a time: priv works on 64
+// requests at once, and an opener is his to stop for as long as openTime.
+const opensEach = 8
+
+// turns are one user's places, and how many have one or wait for one.
+type turns struct {
+	places chan struct{}
+	users  int
+}
+
+// turn waits for one of uid's places.
+func (c *Client) turn(ctx context.Context, uid uint32) (leave func(), err error) {
+	c.mu.Lock()
+	t := c.turns[uid]
+	if t == nil {
+		t = &turns{places: make(chan struct{}, opensEach)}
+		c.turns[uid] = t
+	}
+	t.users++
+	c.mu.Unlock()
+	done := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(c.turns, uid)
+		}
+	}
+	select {
+	case t.places <- struct{}{}:
+		return func() { <-t.places; done() }, nil
+	case <-ctx.Done():
+		done()
+		return nil, context.Cause(ctx)
+	}
+}
 
 // NewClient says hello over conn, which it takes over. exited is called, from
 // one goroutine, when a guest process has ended that this priv started; it
@@ -35,7 +77,7 @@ func NewClient(conn *wire.Conn, exited func(id uint32, status string)) (*Client,
 			exited(id, m.Fields[2])
 		}
 	}
-	return &Client{wire.NewCaller(conn, notice)}, nil
+	return &Client{caller: wire.NewCaller(conn, notice), turns: map[uint32]*turns{}}, nil
 }
 
 // Done is closed when priv is gone. Core ends then.
@@ -62,6 +104,11 @@ func (c *Client) Open(ctx context.Context, uid uint32, wants []ctl.Want) ([]ctl.
 	if _, err := wire.Encode(args...); err != nil {
 		return nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
 	}
+	leave, err := c.turn(ctx, uid)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	m, err := c.caller.Call(ctx, nil, "open", args...)
 	if err != nil {
 		return nil, err

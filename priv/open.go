@@ -17,6 +17,7 @@ const (
 	openTime    = 2 * time.Second // that an opener gets
 	maxHung     = 32              // openers that were killed and are not gone
 	maxHungEach = 4               // the same, of one user
+	maxBusyEach = inFlight / 4    // of one user at a time: he could stop his own
 )
 
 // openers starts the openers and counts those that do not end: a killed
@@ -27,18 +28,20 @@ type openers struct {
 	mu   sync.Mutex
 	hung map[uint32]int // by user
 	all  int            // the sum
+	busy map[uint32]int // being worked on, by user
 }
 
 func newOpeners(dirs []string) *openers {
-	return &openers{dirs: dirs, hung: make(map[uint32]int)}
+	return &openers{dirs: dirs, hung: make(map[uint32]int), busy: make(map[uint32]int)}
 }
 
 // open opens the wants with the rights of a user; the caller closes the
 // files. fields say which belong to which want, as parseOpened reads it.
 func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files []*os.File, fields []string, err error) {
-	if err := o.refuse(uid); err != nil {
+	if err := o.begin(uid); err != nil {
 		return nil, nil, err
 	}
+	defer o.end(uid)
 	ctx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	cmd := role("opener")
@@ -57,17 +60,32 @@ func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files
 	files, fields, err = askOpener(conn, openRequest{uid, o.dirs, wants})
 	if stop() {
 		conn.Close()
+		cmd.Process.Kill() // it is done; its user may have stopped it
 		return files, fields, err
 	}
 	closeAll(files)
 	return nil, nil, ctl.Errorf(syscall.ETIMEDOUT, "open %s as %s: no answer within %v, from the file system or about the user's groups", wants[0].Path, userName(uid), openTime)
 }
 
-// refuse says no to a user of whose openers too many hang already.
-func (o *openers) refuse(uid uint32) error {
+// end is the counterpart of begin.
+func (o *openers) end(uid uint32) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.busy[uid]--; o.busy[uid] == 0 {
+		delete(o.busy, uid)
+	}
+}
+
+// begin says no to a user of whose openers too many hang already, or are at
+// work.
+func (o *openers) begin(uid uint32) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if uid != 0 && o.busy[uid] >= maxBusyEach {
+		return ctl.Errorf(syscall.EAGAIN, "open as %s: %d openers of his are at work", userName(uid), o.busy[uid])
+	}
 	if o.all < maxHung && o.hung[uid] < maxHungEach {
+		o.busy[uid]++
 		return nil
 	}
 	return ctl.Errorf(syscall.EAGAIN, "open as %s: %d earlier openers of his, %d in all, hang on file systems that do not answer", userName(uid), o.hung[uid], o.all)
