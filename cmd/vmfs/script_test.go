@@ -91,6 +91,8 @@ func run(t *testing.T, p testscript.Params, flags ...string) {
 		"within":   within,
 		"leaks":    leaks,
 		"bootable": bootable,
+		"scribe":   scribe,
+		"watcher":  watcher,
 	}
 	testscript.Run(t, p)
 }
