@@ -30,6 +30,7 @@ box_net="dummy ifb macvlan macvtap net_failover tap tun veth virtio_net vrf"
 # $box/vmlinuz, initrd and root.
 box_parts() {
 	[ "$(uname -m)" = x86_64 ] || die "the box is an x86_64 one, and this is $(uname -m)"
+	command -v apt-get >/dev/null || die "the box is made of Debian's packages, and there is no apt-get"
 	need qemu-system-x86_64:qemu-system-x86 dpkg-deb:dpkg mke2fs:e2fsprogs busybox:busybox-static
 	# The word splitting is meant: package names have no blanks.
 	# shellcheck disable=SC2086
