@@ -10,12 +10,12 @@ import (
 const autostartWait = 30 * time.Second
 
 // Autostart starts the machines whose autostart is yes, in the order of their
-// names, if that was not done since the host booted: boot names its boot. As
-// many start at a time as there are CPUs, the next when one runs or after
-// autostartWait. It returns when all were begun.
-func (m *Manager) Autostart(ctx context.Context, boot string) error {
+// names, if that was not done in this boot of the host. As many start at a
+// time as there are CPUs, the next when one runs or after autostartWait. It
+// returns when all were begun. Where the boot is not known, none does.
+func (m *Manager) Autostart(ctx context.Context) error {
 	m.mu.RLock()
-	done := m.root.boot == boot
+	done := m.Boot == "" || m.root.boot == m.Boot
 	m.mu.RUnlock()
 	if done {
 		return nil
@@ -43,6 +43,6 @@ func (m *Manager) Autostart(ctx context.Context, boot string) error {
 	m.making.Lock()
 	defer m.making.Unlock()
 	r := m.root
-	r.boot = boot
+	r.boot = m.Boot
 	return saveError("autostart", m.setRoot(r))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 )
@@ -49,10 +48,14 @@ func (c *launchConsole) position() uint64 {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if c.live != nil {
-		return c.live.End()
+		return liveEnd(c.live)
 	}
 	return c.end
 }
+
+// liveEnd is where a console ends; one that claims to be longer than sizes
+// can count lies.
+func liveEnd(c Console) uint64 { return min(c.End(), 1<<62) }
 
 var never = make(chan struct{})
 
@@ -72,13 +75,29 @@ func (c *launchConsole) close() {
 	if c.live == nil {
 		return
 	}
-	c.end = c.live.End()
+	c.end = liveEnd(c.live)
 	if c.readers > 0 {
-		c.tail = make([]byte, min(c.end, logMost))
-		n, at := c.live.ReadAt(c.tail, c.end-uint64(len(c.tail)))
-		c.tail, c.base = c.tail[:n], at
+		c.keepTail(make([]byte, min(c.end, logMost)))
 	}
 	c.live = nil
+}
+
+// keepTail reads the end of the live console into p, which it gives in
+// pieces.
+func (c *launchConsole) keepTail(p []byte) {
+	n, base := 0, c.end-uint64(len(p))
+	for n < len(p) {
+		more, at := c.live.ReadAt(p[n:], base+uint64(n))
+		if more == 0 {
+			break
+		}
+		if at != base+uint64(n) { // what was before it is overwritten
+			n, base = copy(p, p[n:n+more]), at
+			continue
+		}
+		n += more
+	}
+	c.tail, c.base = p[:n], base
 }
 
 // hold counts a reader, unless the console is closed already.
@@ -146,7 +165,7 @@ func (r *ConsoleReader) take(p []byte) (int, wakers, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w := wakers{console: never, state: r.vm.sinceAny.wait()}
-	if r.vm.Removed() {
+	if r.launch == nil && r.vm.Removed() {
 		return 0, w, r.vm.gone()
 	}
 	if r.launch == nil && !r.next() {
@@ -203,7 +222,8 @@ func keptLog(path string) (int64, time.Time) {
 }
 
 // keepConsole puts what a launch printed behind what is kept of former ones,
-// and closes its console. The file is no definition: it is not synced.
+// and closes its console. The record of the end, which follows, syncs the
+// directory.
 func (vm *VM) keepConsole(l *launch) {
 	vm.mu.Lock()
 	c := l.console
@@ -225,8 +245,9 @@ func (vm *VM) saveLog(l *launch) error {
 	if err != nil && err != io.EOF {
 		return err
 	}
-	tmp := filepath.Join(vm.dir(), "console.new")
-	if err := os.WriteFile(tmp, text[:n], 0o600); err != nil {
+	tmp := vm.consolePath() + ".new"
+	if err := writeFile(tmp, string(text[:n])); err != nil {
+		os.Remove(tmp)
 		return err
 	}
 	vm.mu.Lock()
@@ -288,9 +309,12 @@ func (vm *VM) ConsoleLogAt(p []byte, off int64) (n int, err error) {
 		}
 		pos += int64(n)
 	}
-	if n < len(p) && c != nil && pos >= kept {
-		more, _ := c.readAt(p[n:], uint64(pos-kept))
-		n += more
+	for n < len(p) && c != nil && pos >= kept {
+		more, at := c.readAt(p[n:], uint64(pos-kept))
+		if more == 0 {
+			break
+		}
+		n, pos = n+more, kept+int64(at)+int64(more)
 	}
 	return n, nil
 }

@@ -24,7 +24,13 @@ var (
 // open starts a daemon's half on dir and host.
 func open(t *testing.T, dir string, host ctl.Host) *ctl.Manager {
 	t.Helper()
-	m, err := ctl.Open(ctx, ctl.Options{State: dir, Version: "test", Host: host, Log: t.Logf})
+	return openIn(t, "boot-1", dir, host)
+}
+
+// openIn is open in a boot of the host.
+func openIn(t *testing.T, boot, dir string, host ctl.Host) *ctl.Manager {
+	t.Helper()
+	m, err := ctl.Open(ctx, ctl.Options{State: dir, Boot: boot, Version: "test", Host: host, Log: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -562,6 +568,13 @@ func TestConsole(t *testing.T) {
 		t.Errorf("console.log after the end has size %d, had %d", size, n)
 	}
 	ok(t, m.Remove(root, vm))
+	// One who was behind reads the rest of his launch, its end, and no more.
+	if n, err := late.Read(ctx, p, true); string(p[:n]) != "bye\n" || err != nil {
+		t.Errorf("of a removed machine: %q, %v", p[:n], err)
+	}
+	if n, err := late.Read(ctx, p, true); n != 0 || err != io.EOF {
+		t.Errorf("at the end: %q, %v", p[:n], err)
+	}
 	if _, err := late.Read(ctx, p, true); !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("of a removed machine: %v", err)
 	}
@@ -608,7 +621,7 @@ func TestRefusals(t *testing.T) {
 	if got := m.Refusals(2001, ""); !strings.HasSuffix(got, " 2001 vm/web/cpus EINVAL cpus: no way\n") || strings.Count(got, "\n") != 1 {
 		t.Errorf("alice reads %q", got)
 	}
-	if got := m.Refusals(0, "vm/web/"); strings.Count(got, "\n") != 1 {
+	if got := m.Refusals(0, "vm/web"); strings.Count(got, "\n") != 1 {
 		t.Errorf("root reads of web %q", got)
 	}
 	if got := m.Refusals(0, ""); strings.Count(got, "\n") != 2+64 {

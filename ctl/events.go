@@ -21,7 +21,7 @@ var Events = []struct{ Name, Help string }{
 	{"renamed", "detail: its former name"},
 	{"config", "the definition changed; detail: the file"},
 	{"access", "a mode or an owner changed; detail: the file"},
-	{"starting", "a start began; detail: the generation"},
+	{"starting", "a start began"},
 	{"undone", "a start was ended before the guest ran; detail: why"},
 	{"running", "the CPUs run; detail: the generation"},
 	{"paused", "the CPUs stand still"},
@@ -51,6 +51,8 @@ type event struct {
 type eventLog struct {
 	mu      sync.Mutex
 	seq     uint64
+	kept    uint64  // numbers up to it are reserved in the file
+	boot    string  // of the host
 	ring    []event // oldest first
 	changed chan struct{}
 	size    int64
@@ -60,14 +62,21 @@ type eventLog struct {
 	debug   func(line string)
 }
 
-// openEventLog reads STATE/events: lines `SERIAL SEQ TIME OBJECT ...`. A line
-// that was cut by a crash is dropped.
-func openEventLog(dir string) (*eventLog, error) {
-	l := &eventLog{changed: make(chan struct{}), path: filepath.Join(dir, "events")}
+// eventBlock is how many sequence numbers are reserved at a time: events are
+// not synced, so a power cut takes the last ones, and their numbers are not to
+// be given to others.
+const eventBlock = 1024
+
+// openEventLog reads STATE/events: lines `SERIAL SEQ TIME OBJECT ...`, and
+// `reserved SEQ BOOT` for the numbers that may be given out in a boot of the
+// host. A line that a power cut left in pieces is dropped.
+func openEventLog(dir, boot string) (*eventLog, error) {
+	l := &eventLog{changed: make(chan struct{}), path: filepath.Join(dir, "events"), boot: oneWord(boot)}
 	text, err := os.ReadFile(l.path)
 	if err != nil && !os.IsNotExist(err) {
 		return nil, err
 	}
+	var lost uint64
 	for rest := text; len(rest) > 0; {
 		line, after, whole := bytes.Cut(rest, []byte("\n"))
 		if !whole {
@@ -76,14 +85,27 @@ func openEventLog(dir string) (*eventLog, error) {
 		if e, ok := parseEvent(string(line)); ok && e.seq > l.seq {
 			l.add(e)
 		}
+		if n, in, ok := parseReserved(string(line)); ok && (boot == "" || in != l.boot) {
+			lost = max(lost, n)
+		}
 		rest = after
 	}
+	l.seq = max(l.seq, lost)
 	return l, l.rewrite()
+}
+
+func parseReserved(line string) (seq uint64, boot string, ok bool) {
+	f := strings.Split(line, " ")
+	if len(f) != 3 || f[0] != "reserved" {
+		return 0, "", false
+	}
+	err := number(&seq, f[1])
+	return seq, f[2], err == nil
 }
 
 func parseEvent(line string) (event, bool) {
 	f := strings.SplitN(line, " ", 4)
-	if len(f) != 4 {
+	if len(f) != 4 || plainText(line) != nil {
 		return event{}, false
 	}
 	var e event
@@ -115,12 +137,32 @@ func (l *eventLog) rewrite() error {
 	for _, e := range l.ring {
 		fmt.Fprintf(&b, "%d %s", e.vm, e.line)
 	}
-	if err := replaceFile(filepath.Dir(l.path), filepath.Base(l.path), b.String()); err != nil {
+	kept := l.seq + eventBlock
+	b.WriteString(l.reserved(kept))
+	dir := filepath.Dir(l.path)
+	if err := replaceFile(dir, filepath.Base(l.path), b.String()); err != nil {
+		return err
+	}
+	if err := syncDir(dir); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND, 0)
-	l.file, l.lines = f, len(l.ring)
-	return err
+	if err != nil {
+		return err
+	}
+	l.file, l.lines, l.kept = f, len(l.ring), kept
+	return nil
+}
+
+func (l *eventLog) reserved(seq uint64) string {
+	return fmt.Sprintf("reserved %d %s\n", seq, l.boot)
+}
+
+// reserve reserves the next numbers.
+func (l *eventLog) reserve() {
+	if _, err := l.file.WriteString(l.reserved(l.seq + eventBlock)); err == nil && l.file.Sync() == nil {
+		l.kept = l.seq + eventBlock
+	}
 }
 
 // append makes an event. The event stands even if the file cannot be written.
@@ -142,6 +184,9 @@ func (l *eventLog) append(vm uint64, object, name, user, detail string) {
 	if l.lines >= 2*eventsKept || l.file == nil {
 		l.rewrite()
 		return
+	}
+	if l.seq > l.kept {
+		l.reserve()
 	}
 	fmt.Fprintf(l.file, "%d %s", vm, e.line)
 	l.lines++

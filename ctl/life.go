@@ -44,12 +44,15 @@ func (vm *VM) watch(l *launch) {
 				vm.finish(l, vm.vanished(l))
 				return
 			}
-			if n == Rebooted {
-				vm.rebooted(l)
-			}
+			tooFast := n == Rebooted && vm.rebooted(l)
 			if exit := vm.refresh(l); exit != nil {
 				vm.finish(l, exit)
 				return
+			}
+			if tooFast { // it was told to end and did not
+				ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+				vm.force(ctx, l, &Exit{Failed: true, Who: "host", How: "rebooted too fast"})
+				cancel()
 			}
 		case <-l.gone:
 			vm.finish(l, vm.vanished(l))
@@ -106,7 +109,9 @@ func (vm *VM) vanished(l *launch) *Exit {
 
 // rebooted counts a guest's own reboot as a launch, and ends a guest that
 // reboots too fast.
-func (vm *VM) rebooted(l *launch) {
+//
+// It reports whether it was too fast.
+func (vm *VM) rebooted(l *launch) bool {
 	vm.m.count.reboots.Add(1)
 	vm.event("rebooted", "-", "")
 	vm.mu.Lock()
@@ -118,13 +123,14 @@ func (vm *VM) rebooted(l *launch) {
 	vm.mu.Unlock()
 	vm.notify(Contents)
 	if fast < fastLimit {
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
 	if err := g.Kill(ctx, "host", "rebooted too fast", true); err != nil {
 		vm.m.failed("vm %s: %v", vm.Name(), err)
 	}
+	return true
 }
 
 // finish records the end of a launch: its console and its exit record are
@@ -134,6 +140,9 @@ func (vm *VM) finish(l *launch, how *Exit) {
 	vm.keepConsole(l)
 	exit := *how
 	exit.How, exit.Who = oneLine(exit.How), oneWord(exit.Who)
+	if now := time.Now(); exit.At.After(now) { // a time that no file could say, for one
+		exit.At = now
+	}
 	if exit.Failed {
 		vm.m.count.failedEnds.Add(1)
 	} else {
@@ -273,6 +282,11 @@ func (vm *VM) tryAdopt(l *launch) bool {
 	if err != nil {
 		return vm.adoptFailed(l)
 	}
+	if recorded := vm.def.Load().generation; st.Generation != recorded && st.State != "new" {
+		// It was recorded before there was a process: who says another lies.
+		vm.m.surprised("vm %s: its guest process %d says it is generation %d, not %d", vm.Name(), l.pid, st.Generation, recorded)
+		st.Generation = recorded
+	}
 	vm.mu.Lock()
 	l.guest, l.state, l.generation, l.started = g, st, st.Generation, st.Started
 	l.console = newLaunchConsole(g.Console())
@@ -333,6 +347,9 @@ func (vm *VM) undoOrphan(l *launch) {
 
 func (vm *VM) recordAdopted(l *launch) {
 	_, err := vm.update(func(d *definition) (bool, error) {
+		if d.active == l.generation && d.failed == "" && d.generation >= l.generation {
+			return false, nil
+		}
 		d.active, d.failed = l.generation, ""
 		d.generation = max(d.generation, l.generation)
 		return true, nil

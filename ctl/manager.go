@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 // Options are what a Manager is made of.
 type Options struct {
 	State   string // an existing directory that this process may write
+	Boot    string // names this boot of the host; empty if that is not known
 	Version string // of the program
 	Host    Host
 	Log     func(format string, args ...any) // a line for the operator; nil for silence
@@ -31,6 +31,8 @@ type Manager struct {
 	log      *eventLog
 	refused  refusals
 	onChange atomic.Pointer[func(Change)]
+
+	late lateSync
 
 	making sync.Mutex // one of mkdir, rmdir, mv and chmod of a machineless file at a time
 	root   rootState
@@ -75,7 +77,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state %s: %w", o.State, err)
 	}
-	log, err := openEventLog(o.State)
+	log, err := openEventLog(o.State, o.Boot)
 	if err != nil {
 		return nil, fmt.Errorf("state %s: %w", o.State, err)
 	}
@@ -102,8 +104,9 @@ func (m *Manager) Exited(id uint32, how string) { m.died.Store(id, how) }
 // Close waits until what was done is written. Guests run on; the caller ends
 // the process.
 func (m *Manager) Close() {
+	m.late.sync()
 	m.behind.Lock()
-	m.behind.Unlock() //nolint:staticcheck // it is the wait that counts
+	defer m.behind.Unlock()
 }
 
 // tell says something to the operator who asked for that level.
@@ -117,11 +120,12 @@ func (m *Manager) tell(level int32, format string, args ...any) {
 func (m *Manager) failed(format string, args ...any)    { m.tell(0, format, args...) }
 func (m *Manager) surprised(format string, args ...any) { m.tell(1, format, args...) }
 
-func (m *Manager) vmDir() string { return filepath.Join(m.State, "vm") }
+func (m *Manager) vmDir() string      { return filepath.Join(m.State, "vm") }
+func (m *Manager) removedDir() string { return filepath.Join(m.State, "removed") }
 
 // load reads every definition.
 func (m *Manager) load() error {
-	if err := os.MkdirAll(m.vmDir(), 0o700); err != nil {
+	if err := m.makeDirs(); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(m.vmDir())
@@ -140,6 +144,23 @@ func (m *Manager) load() error {
 		}
 	}
 	return nil
+}
+
+// makeDirs makes the directories below STATE that are not there.
+func (m *Manager) makeDirs() error {
+	made := false
+	for _, dir := range []string{m.vmDir(), m.removedDir()} {
+		switch err := os.Mkdir(dir, 0o700); {
+		case err == nil:
+			made = true
+		case !os.IsExist(err):
+			return err
+		}
+	}
+	if !made {
+		return nil
+	}
+	return syncDir(m.State)
 }
 
 func (m *Manager) loadVM(name string) error {
@@ -167,7 +188,7 @@ func (m *Manager) loadVM(name string) error {
 const keptRemoved = 30 * 24 * time.Hour
 
 func (m *Manager) forgetRemoved() {
-	dir := filepath.Join(m.State, "removed")
+	dir := m.removedDir()
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > keptRemoved {
@@ -256,19 +277,25 @@ func (m *Manager) taken(name string) bool {
 
 // store makes STATE/vm/NAME, whole or not at all.
 func (m *Manager) store(name string, d *definition) error {
-	tmp := filepath.Join(m.vmDir(), ".new-"+name)
+	tmp, dir := filepath.Join(m.vmDir(), ".new-"+name), filepath.Join(m.vmDir(), name)
 	err := os.Mkdir(tmp, 0o700)
 	if err == nil {
-		err = replaceFile(tmp, "definition", d.text())
+		err = writeFile(filepath.Join(tmp, "definition"), d.text())
 	}
 	if err == nil {
-		err = os.Rename(tmp, filepath.Join(m.vmDir(), name))
+		err = syncDir(tmp)
+	}
+	if err == nil {
+		err = os.Rename(tmp, dir)
+	}
+	if err == nil {
+		err = syncDir(m.vmDir())
 	}
 	if err != nil {
 		os.RemoveAll(tmp)
-		return err
+		os.RemoveAll(dir) // the name was free
 	}
-	return syncDir(m.vmDir())
+	return err
 }
 
 // freeID is the lowest id that no machine has. Called with making held.
@@ -313,6 +340,7 @@ func (m *Manager) remove(who string, vm *VM) error {
 	if err := m.discard(name, vm.serial); err != nil {
 		return saveError("rmdir "+name, err)
 	}
+	err = syncDir(m.removedDir(), m.vmDir())
 	vm.removed.Store(true)
 	vm.event("removed", who, "")
 	m.mu.Lock()
@@ -321,20 +349,20 @@ func (m *Manager) remove(who string, vm *VM) error {
 	m.sorted = nil
 	m.mu.Unlock()
 	m.changed(Change{vm, name, Removed})
-	return nil
+	return saveError("rmdir "+name, err)
 }
 
+// discard puts a machine's directory among the removed ones. Its time is when
+// it was removed, for forgetRemoved, so that comes first.
 func (m *Manager) discard(name string, serial uint64) error {
-	dir := filepath.Join(m.State, "removed")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	dir, now := filepath.Join(m.vmDir(), name), time.Now()
+	if err := os.Chtimes(dir, now, now); err != nil {
 		return err
 	}
-	to := filepath.Join(dir, name+"."+strconv.FormatUint(serial, 10))
-	if err := os.Rename(filepath.Join(m.vmDir(), name), to); err != nil {
+	if err := syncDir(dir); err != nil {
 		return err
 	}
-	now := time.Now()
-	return errors.Join(os.Chtimes(to, now, now), syncDir(m.vmDir()), syncDir(dir))
+	return os.Rename(dir, filepath.Join(m.removedDir(), name+"."+strconv.FormatUint(serial, 10)))
 }
 
 // Rename gives a machine that is not active another name. EEXIST if that is
@@ -354,13 +382,10 @@ func (m *Manager) Rename(by Cred, vm *VM, name string) error {
 		return err
 	}
 	defer release()
-	err = os.Rename(filepath.Join(m.vmDir(), old), filepath.Join(m.vmDir(), name))
-	if err == nil {
-		err = syncDir(m.vmDir())
-	}
-	if err != nil {
+	if err := os.Rename(filepath.Join(m.vmDir(), old), filepath.Join(m.vmDir(), name)); err != nil {
 		return saveError("mv "+old, err)
 	}
+	err = syncDir(m.vmDir())
 	m.mu.Lock()
 	delete(m.byName, old)
 	m.byName[name], m.sorted = vm, nil
@@ -368,7 +393,7 @@ func (m *Manager) Rename(by Cred, vm *VM, name string) error {
 	m.mu.Unlock()
 	vm.event("renamed", by.String(), old)
 	m.changed(Change{vm, old, Renamed})
-	return nil
+	return saveError("mv "+old, err)
 }
 
 // setRoot changes what is known of no machine, for good. Called with making
@@ -378,9 +403,9 @@ func (m *Manager) setRoot(r rootState) error {
 		return err
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.root = r
-	return nil
+	m.mu.Unlock()
+	return syncDir(m.State)
 }
 
 // Access is who may do what with a file of no machine, by its path below the

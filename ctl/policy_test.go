@@ -108,7 +108,7 @@ func TestEphemeral(t *testing.T) {
 
 func TestAutostart(t *testing.T) {
 	dir, host := t.TempDir(), ctltest.NewHost()
-	m := open(t, dir, host)
+	m := openIn(t, "boot-1", dir, host)
 	for _, name := range []string{"a", "b", "c"} {
 		vm, err := m.Create(root, name, 0o755, 0)
 		ok(t, err)
@@ -117,7 +117,7 @@ func TestAutostart(t *testing.T) {
 			ok(t, vm.Set(root, "autostart", "1"))
 		}
 	}
-	ok(t, m.Autostart(ctx, "boot-1"))
+	ok(t, m.Autostart(ctx))
 	becomes(t, m.VM("a"), "running")
 	becomes(t, m.VM("c"), "running")
 	if m.VM("b").Status() != "stopped\n" || !strings.Contains(m.VM("a").EventsText(), " starting -") {
@@ -125,13 +125,15 @@ func TestAutostart(t *testing.T) {
 	}
 	ok(t, m.VM("a").Do(ctx, root, "kill", ""))
 	host.Abandon()
-	m = open(t, dir, host)
-	ok(t, m.Autostart(ctx, "boot-1"))
+	m = openIn(t, "boot-1", dir, host)
+	ok(t, m.Autostart(ctx))
 	time.Sleep(20 * time.Millisecond)
 	if m.VM("a").Status() != "stopped\n" {
 		t.Error("it acted twice in one boot")
 	}
-	ok(t, m.Autostart(ctx, "boot-2"))
+	host.Abandon()
+	m = openIn(t, "boot-2", dir, host)
+	ok(t, m.Autostart(ctx))
 	becomes(t, m.VM("a"), "running")
 }
 

@@ -32,6 +32,9 @@ type refusals struct {
 func (r *refusals) add(by Cred, file string, err error) {
 	now := time.Now()
 	name := unix.ErrnoName(Errno(err))
+	if name == "ENOTSUP" {
+		name = "EOPNOTSUPP" // one number; this is its name in the manual
+	}
 	line := fmt.Sprintf("%s %s %s %s %s\n", now.UTC().Format("2006-01-02T15:04:05.000Z07:00"), by, oneWord(file), name, oneLine(err.Error()))
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -60,7 +63,8 @@ func (r *refusals) forgetOldest(not uint32) {
 	delete(r.users, oldest)
 }
 
-// text is what uid was refused of files below prefix; root reads everyone's.
+// text is what uid was refused of prefix and the files below it, of all if it
+// is empty; root reads everyone's.
 func (r *refusals) text(uid uint32, prefix string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -70,7 +74,7 @@ func (r *refusals) text(uid uint32, prefix string) string {
 			continue
 		}
 		for _, x := range list {
-			if strings.HasPrefix(x.file, prefix) {
+			if prefix == "" || strings.HasPrefix(x.file+"/", prefix+"/") {
 				found = append(found, x)
 			}
 		}

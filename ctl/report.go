@@ -8,12 +8,13 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // infoTime bounds what info waits for a guest process.
-const infoTime = 500 * 1e6 // 500 ms, in time.Duration's unit
+const infoTime = 500 * time.Millisecond
 
 // Info is the text of info: a key and a value a line; what is not known is
 // not there.
@@ -110,7 +111,7 @@ func (vm *VM) Check(ctx context.Context) string {
 	}
 	vm.mu.Lock()
 	if vm.startAllowed() > 0 {
-		say(Errorf(syscall.EAGAIN, "start: too fast; allowed again in %v", vm.startAllowed()))
+		say(Errorf(syscall.EAGAIN, "start: too fast; allowed again in %v", vm.startAllowed().Round(time.Millisecond)))
 	}
 	vm.mu.Unlock()
 	_, err := vm.engine(ctx, d)

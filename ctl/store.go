@@ -6,18 +6,44 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 )
 
 // format is the version of the form of STATE. A newer one is refused, not
 // guessed at.
 const format = 1
 
-// replaceFile puts text in the place of dir/name so that after a power cut
-// the old text is there or the new one.
+// What a power cut leaves of STATE. A file is written beside the one that it
+// replaces, synced, and takes its place by a rename: after a power cut there
+// is the old text or the new one, whole. Which of the two is certain from the
+// sync of the directory on. That costs several times what the rest does, so
+// only some changes wait for it: those of names, of rights, and of a launch
+// before its guest runs. A change of a definition is answered before, and is
+// certain within syncAfter, or when somebody calls fsync(2) on a file of the
+// machine. What a cut leaves half done has a name that is not looked at, and
+// goes at the next start of the daemon or is written over.
+
+// syncAfter is how long a changed definition may be in memory only.
+const syncAfter = time.Second
+
+// replaceFile puts text in the place of dir/name.
 func replaceFile(dir, name, text string) error {
 	tmp := filepath.Join(dir, name+".new")
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	err := writeFile(tmp, text)
+	if err == nil {
+		err = os.Rename(tmp, filepath.Join(dir, name))
+	}
+	if err != nil {
+		os.Remove(tmp)
+	}
+	return err
+}
+
+// writeFile writes and syncs a file that nobody looks at yet.
+func writeFile(path, text string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -28,24 +54,52 @@ func replaceFile(dir, name, text string) error {
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil {
-		err = os.Rename(tmp, filepath.Join(dir, name))
-	}
-	if err != nil {
-		os.Remove(tmp)
-		return err
-	}
-	return syncDir(dir)
+	return err
 }
 
-// syncDir makes the names in dir last.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
+// syncDir makes the names in directories outlast a power cut.
+func syncDir(dirs ...string) error {
+	for _, dir := range dirs {
+		d, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		err = d.Sync()
+		d.Close()
+		if err != nil {
+			return err
+		}
 	}
-	defer d.Close()
-	return d.Sync()
+	return nil
+}
+
+// lateSync has the machines whose directories have to be synced yet.
+type lateSync struct {
+	mu  sync.Mutex
+	vms []*VM
+}
+
+// add sees to it that vm is synced within syncAfter.
+func (l *lateSync) add(vm *VM) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.vms == nil {
+		time.AfterFunc(syncAfter, l.sync)
+	}
+	l.vms = append(l.vms, vm)
+}
+
+// sync does it now.
+func (l *lateSync) sync() {
+	l.mu.Lock()
+	vms := l.vms
+	l.vms = nil
+	l.mu.Unlock()
+	for _, vm := range vms {
+		if err := vm.Sync(); err != nil {
+			vm.m.failed("%v", err)
+		}
+	}
 }
 
 // saveError turns a failure to write STATE into what a user is told.
@@ -110,7 +164,10 @@ func loadRootState(dir string) (rootState, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "vmfs"))
 	if os.IsNotExist(err) {
 		r := rootState{serials: 1, nodes: map[string]node{}}
-		return r, replaceFile(dir, "vmfs", r.text())
+		if err := replaceFile(dir, "vmfs", r.text()); err != nil {
+			return r, err
+		}
+		return r, syncDir(dir)
 	}
 	if err != nil {
 		return rootState{}, err

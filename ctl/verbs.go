@@ -68,13 +68,21 @@ func verbOf(name string) *Verb {
 	return nil
 }
 
+func verbNames() string {
+	names := make([]string, len(Verbs))
+	for i, v := range Verbs {
+		names[i] = v.Name
+	}
+	return strings.Join(names, " ")
+}
+
 // Do does a verb. It returns when the verb has done what it does at once;
 // only start, restart of a stopped machine and kill wait for the guest
 // process. When ctx ends first, a start is undone.
 func (vm *VM) Do(ctx context.Context, by Cred, verb, arg string) error {
 	v := verbOf(verb)
 	if v == nil {
-		return Errorf(syscall.EINVAL, "%.40q: no such verb", verb)
+		return Errorf(syscall.EINVAL, "%.40q: no such verb: %s", verb, verbNames())
 	}
 	if arg != "" && v.Arg == "" {
 		return Errorf(syscall.EINVAL, "%s: it takes no argument", verb)

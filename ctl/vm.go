@@ -30,8 +30,9 @@ type VM struct {
 	name    atomic.Pointer[string]
 	removed atomic.Bool
 
-	edit sync.Mutex                 // one change of the definition at a time; before mu
-	def  atomic.Pointer[definition] // read without a lock, never changed in place
+	edit     sync.Mutex                 // one change of the definition at a time; before mu
+	def      atomic.Pointer[definition] // read without a lock, never changed in place
+	unsynced bool                       // under edit: the file is def, but a power cut may bring the former back
 
 	mu       sync.Mutex
 	state    State
@@ -117,10 +118,21 @@ func (vm *VM) event(name, user, detail string) {
 func (vm *VM) notify(w What) { vm.m.changed(Change{vm, vm.Name(), w}) }
 
 // update changes the definition: f changes a clone, which is saved and takes
-// the place of the old one if f says that it did.
+// the place of the old one if f says that it did. With an error and changed,
+// it is changed, but a power cut may undo that.
 func (vm *VM) update(f func(d *definition) (changed bool, err error)) (bool, error) {
 	vm.edit.Lock()
 	defer vm.edit.Unlock()
+	changed, err := vm.rewrite(f)
+	if changed {
+		err = vm.sync()
+	}
+	return changed, err
+}
+
+// rewrite is update but for the sync of the directory, which it leaves to be
+// done. Called with edit held.
+func (vm *VM) rewrite(f func(d *definition) (changed bool, err error)) (bool, error) {
 	if vm.removed.Load() {
 		return false, vm.gone()
 	}
@@ -133,20 +145,49 @@ func (vm *VM) update(f func(d *definition) (changed bool, err error)) (bool, err
 		return false, saveError(vm.Name(), err)
 	}
 	vm.def.Store(d)
+	vm.unsynced = true
 	return true, nil
+}
+
+// sync makes what rewrite did outlast a power cut. Called with edit held.
+func (vm *VM) sync() error {
+	if !vm.unsynced || vm.removed.Load() {
+		return nil
+	}
+	vm.unsynced = false
+	return saveError(vm.Name(), syncDir(vm.dir()))
+}
+
+// Sync returns when all changes so far of the machine will outlast a power
+// cut.
+func (vm *VM) Sync() error {
+	vm.edit.Lock()
+	defer vm.edit.Unlock()
+	return vm.sync()
 }
 
 // configure is update by a user: a new edition, an event.
 func (vm *VM) configure(by Cred, file string, f func(d *definition, now time.Time) (bool, error)) error {
-	changed, err := vm.update(func(d *definition) (bool, error) {
+	vm.edit.Lock()
+	listed := vm.unsynced
+	cdrom := drive{vm: vm, was: vm.def.Load().attrs["cdrom"]}
+	changed, err := vm.rewrite(func(d *definition) (bool, error) {
 		now, was := time.Now(), d.said()
 		changed, err := f(d, now)
-		if changed {
+		if changed && err == nil {
 			d.edition++
 			d.changed, d.old = now, was
+			err = cdrom.change(d.attrs["cdrom"])
 		}
 		return changed, err
 	})
+	if err != nil {
+		cdrom.undo()
+	}
+	vm.edit.Unlock()
+	if changed && !listed {
+		vm.m.late.add(vm)
+	}
 	if changed {
 		vm.event("config", by.String(), file)
 		vm.notify(Contents)

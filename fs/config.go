@@ -83,7 +83,7 @@ func (h *configHandle) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if n := len(h.frame.text); !h.frame.long && !blank(h.frame.text) {
-		h.refuse(h.by, ctl.Errorf(syscall.EINVAL, "%s: closed before a line end: %d bytes were dropped", h.name(), n))
+		h.refuse(h.by, ctl.Errorf(syscall.EINVAL, "%s: closed before a line \"end\": %d bytes were dropped", h.name(), n))
 	}
 	h.t.held.resize(h.by, len(h.frame.text), 0)
 	h.frame = frame{}
@@ -127,7 +127,7 @@ func (f *frame) add(p []byte) (whole, edit string, err error) {
 		f.text = text
 		return "", "", nil
 	case !blank(after):
-		return "", "", ctl.Errorf(syscall.EINVAL, "config: there is more behind the line end")
+		return "", "", ctl.Errorf(syscall.EINVAL, "config: there is more behind the line \"end\"")
 	}
 	// A remark may be cut too: what comes next is the rest of it.
 	f.text = bytes.Clone(after[bytes.LastIndexByte(after, '\n')+1:])

@@ -33,7 +33,7 @@ func readErr(_ context.Context, n *node, by ctl.Cred) string {
 	if n.vm == nil {
 		return n.t.m.Refusals(by.UID, "")
 	}
-	return n.t.m.Refusals(by.UID, "vm/"+n.vm.Name()+"/")
+	return n.t.m.Refusals(by.UID, "vm/"+n.vm.Name())
 }
 
 func readEvents(_ context.Context, n *node, _ ctl.Cred) string {

@@ -178,9 +178,6 @@ func (h *streamHandle) Close() {
 }
 
 func (h *streamHandle) Read(ctx context.Context, p []byte, _ int64) (int, error) {
-	if err := h.gone(); err != nil {
-		return 0, h.refuse(h.by, err)
-	}
 	if ok, err := h.turn.take(ctx, &h.opened); !ok {
 		return 0, err
 	}
@@ -215,13 +212,15 @@ func (h *waitHandle) Stream() bool                        { return false }
 func (h *waitHandle) Close()                              { h.drop(&h.opened) }
 func (h *waitHandle) Write(context.Context, []byte) error { return h.refuse(h.by, errNotWritten) }
 
+// Read gives what was waited for also when the machine is gone by then, as an
+// ephemeral one is.
 func (h *waitHandle) Read(ctx context.Context, p []byte, off int64) (int, error) {
-	if err := h.gone(); err != nil {
-		return 0, h.refuse(h.by, err)
-	}
 	s, ok := h.taken()
 	if !ok {
-		var err error
+		err := h.gone()
+		if err != nil && !h.done() {
+			return 0, h.refuse(h.by, err)
+		}
 		if s, ok, err = h.first(ctx); !ok || err != nil {
 			return 0, h.refuse(h.by, err)
 		}

@@ -172,7 +172,9 @@ func giveState(state string, images []string, uid, gid uint32) error {
 			}
 		}
 	}
-	if err := os.Chmod(state, 0o711); err != nil {
+	// Anybody may list its few names: priv too, which locks it, and is like
+	// anybody there.
+	if err := os.Chmod(state, 0o755); err != nil {
 		return fmt.Errorf("%s: %w", state, reason(err))
 	}
 	if err := os.Lchown(state, int(uid), int(gid)); err != nil {

@@ -125,6 +125,9 @@ func newServer(o Options) (_ *server, err error) {
 	if err := makeState(o.State, o.Images, uid, gid); err != nil {
 		return nil, fmt.Errorf("state directory %w", err)
 	}
+	if err := lockState(o.State); err != nil {
+		return nil, fmt.Errorf("state directory %w", err)
+	}
 	if err := makePoint(o.Mount); err != nil {
 		return nil, fmt.Errorf("mount point %w", err)
 	}

@@ -170,7 +170,7 @@ func TestServeAndTerm(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		p.run: "drwxr-xr-x 0", p.run + "/priv": "drwx------ 0", p.run + "/guest": "drwx--x--x 0", p.run + "/lock": "-rw-r--r-- 0",
-		p.state: "drwx--x--x 1899999999", p.state + "/vm": "drwx------ 1899999999",
+		p.state: "drwxr-xr-x 1899999999", p.state + "/vm": "drwx------ 1899999999",
 	} {
 		info, err := os.Lstat(path)
 		if err != nil {
@@ -455,6 +455,23 @@ func TestOtherDaemonsMount(t *testing.T) {
 		t.Errorf("mounts: %q", got)
 	}
 	d.stop()
+}
+
+// Two daemons with different run directories would call each other's guests
+// dead.
+func TestOtherDaemonsState(t *testing.T) {
+	p := newPlace(t)
+	d := p.serve("serving")
+	d.says("vmfs: serving")
+	other := p
+	other.run, other.mnt = p.run+"2", p.mnt+"2"
+	second := other.serve("serving")
+	second.endsWith(1)
+	second.says("another daemon serves it")
+	d.stop()
+	third := p.serve("serving")
+	third.says("vmfs: serving")
+	third.stop()
 }
 
 func TestRefusals(t *testing.T) {

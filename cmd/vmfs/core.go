@@ -49,7 +49,7 @@ func core(args []string) error {
 		os.Exit(0)
 	}()
 	ctx := context.Background()
-	m, err := ctl.Open(ctx, ctl.Options{State: state, Version: version, Host: &host{client, run}, Log: logLine})
+	m, err := ctl.Open(ctx, ctl.Options{State: state, Boot: bootID(), Version: version, Host: &host{client, run}, Log: logLine})
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,11 @@ func serveTree(ctx context.Context, client *priv.Client, m *ctl.Manager, mount s
 	if err := client.Serving(ctx); err != nil {
 		return err
 	}
-	go autostart(ctx, m)
+	go func() {
+		if err := m.Autostart(ctx); err != nil {
+			logLine("autostart: %v", err)
+		}
+	}()
 	server.Wait()
 	// Priv took the mount away, and will say why by hanging up.
 	select {
@@ -99,15 +103,13 @@ func serveTree(ctx context.Context, client *priv.Client, m *ctl.Manager, mount s
 	}
 }
 
-// autostart starts what is to run since the host booted, once.
-func autostart(ctx context.Context, m *ctl.Manager) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err == nil {
-		err = m.Autostart(ctx, strings.TrimSpace(string(boot)))
-	}
+// bootID names this boot of the host; empty if the kernel does not say.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		logLine("autostart: %v", err)
+		logLine("nothing is started by itself: %v", err)
 	}
+	return strings.TrimSpace(string(id))
 }
 
 // daemon is what priv's news are told to, once it is there.
