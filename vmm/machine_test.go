@@ -274,6 +274,87 @@ func TestButtons(t *testing.T) {
 	}
 }
 
+// The drive is changed from go until the end, by a file that can be locked.
+func TestMedium(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "iso")
+	if err := os.WriteFile(path, []byte("image"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(m *machine, verb string, files ...*os.File) error {
+		_, err := m.do(&wire.Request{Verb: verb, Message: wire.Message{Files: files}})
+		return err
+	}
+	m, _ := fresh(t)
+	wantErrno(t, "eject before go", ask(m, "eject"), syscall.EINVAL)
+	if err := ask(m, "cdrom", open(t, path, os.O_RDONLY)); err != nil {
+		t.Fatal(err)
+	}
+	wantErrno(t, "a second one before go", ask(m, "cdrom", open(t, path, os.O_RDONLY)), syscall.EEXIST)
+	m.launch.release()
+
+	m, f := running(t)
+	for _, verb := range []string{"cdrom", "eject", "cdrom"} {
+		var files []*os.File
+		if verb == "cdrom" {
+			files = append(files, open(t, path, os.O_RDONLY))
+		}
+		if err := ask(m, verb, files...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantErrno(t, "one that can be written", ask(m, "cdrom", open(t, path, os.O_RDWR)), syscall.EINVAL)
+	wantErrno(t, "a directory", ask(m, "cdrom", open(t, t.TempDir(), os.O_RDONLY)), syscall.EINVAL)
+	if got := f.buttons(); got != "cont insert eject insert" {
+		t.Errorf("buttons %q", got)
+	}
+	f.powerOff()
+	m.awaitExit(t, time.Second)
+	if err := ask(m, "eject"); err != nil {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+// A UEFI firmware is code that is read and variables that are written, of
+// whole sectors and no more than the board has.
+func TestUEFI(t *testing.T) {
+	dir := t.TempDir()
+	file := func(size int64, flags int) *os.File {
+		f, err := os.CreateTemp(dir, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := f.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		return open(t, f.Name(), flags)
+	}
+	const code, vars = 3653632, 540672
+	for _, tc := range []struct {
+		name       string
+		code, vars *os.File
+	}{
+		{"empty variables", file(code, os.O_RDONLY), file(0, os.O_RDWR)},
+		{"half a sector", file(code+2048, os.O_RDONLY), file(vars, os.O_RDWR)},
+		{"too much", file(4<<20, os.O_RDONLY), file(4<<20+4096, os.O_RDWR)},
+		{"code that can be written", file(code, os.O_RDWR), file(vars, os.O_RDWR)},
+		{"variables that cannot", file(code, os.O_RDONLY), file(vars, os.O_RDONLY)},
+	} {
+		var l launch
+		wantErrno(t, tc.name, l.uefi(tc.code, tc.vars), syscall.EINVAL)
+	}
+	var l launch
+	if err := l.uefi(file(code, os.O_RDONLY), file(vars, os.O_RDWR)); err != nil {
+		t.Fatal(err)
+	}
+	wantErrno(t, "a second one", l.uefi(file(code, os.O_RDONLY), file(vars, os.O_RDWR)), syscall.EEXIST)
+	wantErrno(t, "a BIOS besides", l.boot("firmware", file(4096, os.O_RDONLY)), syscall.EEXIST)
+	l.release()
+	if l.spec.Flash != nil {
+		t.Error("flash is left after release")
+	}
+}
+
 // Whatever is asked before or during go ends the launch and nothing is left.
 func TestEndBeforeItRuns(t *testing.T) {
 	t.Run("stop before go", func(t *testing.T) {
@@ -521,7 +602,7 @@ func TestParseRole(t *testing.T) {
 // What every request may be without ending the process.
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{"go", "state", "usage", "console", "stop 5 yes alice", "stop -1 yes a", "kill root kill no", "kill a b c",
-		"launch generation 1 name x accel tcg cpus 1 memory 1 boot disk", "launch a", "launch generation", "disk 0 0 raw rw", "kernel", "input",
+		"launch generation 1 name x accel tcg cpus 1 memory 1 boot disk", "launch a", "launch generation", "disk 0 0 raw rw", "kernel", "input", "uefi", "cdrom", "eject",
 		"pause", "resume", "reset", "forget", "dance", `""`, "stop 99999999999999999999 no x"} {
 		f.Add([]byte(s), true)
 		f.Add([]byte(s), false)
