@@ -1,3 +1,9 @@
+// The runtime would keep the host's CPU limits open, in guests too, and look
+// at them every second. No role is that busy.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Vmfs serves virtual machines as a file tree: mkdir makes one, echo starts
 // it, cat watches it. One program is all of its roles; serve starts the
 // others, which say in their own packages what they trust and cannot do.

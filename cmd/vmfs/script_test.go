@@ -90,6 +90,7 @@ func run(t *testing.T, p testscript.Params, flags ...string) {
 		"until":    until,
 		"within":   within,
 		"leaks":    leaks,
+		"held":     heldNow,
 		"bootable": bootable,
 		"scribe":   scribe,
 		"watcher":  watcher,

@@ -78,7 +78,6 @@ var Core = Role{
 		{"/proc", Read, false, "groups of a caller, of whose thread FUSE tells"},
 		{"/etc", Read, false, "passwd and group; they are replaced, so a rule on the files would not hold"},
 		{"/usr/share/zoneinfo", Read, true, "the local time, for what people read"},
-		{"/sys/fs/cgroup", Read, true, "the runtime follows the CPU limit"},
 	},
 }
 
