@@ -169,6 +169,21 @@ func TestHostileKill(t *testing.T) {
 	becomes(t, vm, "stopped")
 }
 
+// A guest process that says yes to stop and goes on is killed soon after the
+// deadline that it was to keep.
+func TestHostileStop(t *testing.T) {
+	t.Parallel()
+	_, vm, h, _ := hostileMachine(t)
+	h.deaf = true
+	ok(t, vm.Do(ctx, alice, "start", ""))
+	ok(t, vm.Do(ctx, alice, "stop", "1"))
+	becomes(t, vm, "stopping")
+	becomes(t, vm, "stopped")
+	if h.Guest(1) != nil || !strings.Contains(vm.Info(ctx), "did not end it, killed") {
+		t.Errorf("left: %v; info:\n%s", h.Guest(1), vm.Info(ctx))
+	}
+}
+
 // A kill that comes when a start is all but done ends it.
 func TestKillAtTheEndOfAStart(t *testing.T) {
 	_, vm, h, _ := hostileMachine(t)

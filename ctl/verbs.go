@@ -172,8 +172,34 @@ func (vm *VM) stop(ctx context.Context, by Cred, arg string, restart bool) error
 	})
 	if err == nil {
 		vm.turn(Stopping, by.String())
+		vm.seeStopped(by, wait)
 	}
 	return err
+}
+
+// stopGrace is how long after its deadline a guest process that keeps it
+// itself may take to end.
+const stopGrace = 3 * time.Second
+
+// seeStopped ends a guest process that does not keep the deadline of a stop.
+func (vm *VM) seeStopped(by Cred, wait time.Duration) {
+	vm.mu.Lock()
+	l := vm.launch
+	vm.mu.Unlock()
+	if l == nil {
+		return
+	}
+	go func() {
+		ctx := context.Background()
+		if gone, _ := l.endsWithin(ctx, wait+stopGrace); gone {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, undoTime)
+		defer cancel()
+		if err := vm.force(ctx, l, &Exit{Who: by.String(), How: "stop: the guest process did not end it, killed"}); err != nil {
+			vm.m.failed("stop %s: %v", vm.Name(), err)
+		}
+	}()
 }
 
 // doKill returns when the guest is gone, so that rmdir may follow.
@@ -207,6 +233,9 @@ func (vm *VM) doKill(ctx context.Context, by Cred, _ string) error {
 // force ends a guest process that does not end when it is asked to.
 func (vm *VM) force(ctx context.Context, l *launch, exit *Exit) error {
 	l.killed.Store(exit)
+	if isClosed(l.ended) {
+		return nil // the next launch has the same id
+	}
 	if err := vm.m.Host.End(ctx, vm.id); err != nil {
 		return err
 	}
