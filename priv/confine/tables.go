@@ -52,7 +52,7 @@ var Opener = Role{
 	Calls: lines(never, goRuntime, []Calls{
 		{"openat openat2", Allow, nil, "the user's files: the first with O_PATH, again through /proc/self/fd"},
 		{"fstat newfstatat readlinkat readlink", Allow, nil, "looks what was opened, and where it lies"},
-		{"pread64", Allow, nil, "the first bytes say the format"},
+		{"pread64", Allow, nil, "the first bytes say the format, and of a qcow2 image what is behind it"},
 		{"sendmsg recvmsg", Allow, nil, "the answer with its files; the request came before"},
 		{"getsockname getpeername getsockopt shutdown", Allow, nil, "the runtime's handling of the one socket"},
 	}),
