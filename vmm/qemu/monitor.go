@@ -21,7 +21,7 @@ import (
 const (
 	maxLine     = 1 << 20         // bytes of one message
 	maxText     = 400             // bytes of an error's text
-	commandTime = 5 * time.Second // for one answer
+	commandTime = 5 * time.Second // for one answer, where the caller sets no time of his own
 )
 
 var (
@@ -166,9 +166,14 @@ func (m *monitor) give(ctx context.Context, command string, args any, f *os.File
 
 // ask is all of these; f and answer may be nil.
 func (m *monitor) ask(ctx context.Context, command string, args any, f *os.File, answer any) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, commandTime,
-		ctl.Errorf(syscall.ETIMEDOUT, "qemu: %s: no answer in %v", command, commandTime))
-	defer cancel()
+	// A start has 15 s as a whole, and on a busy host QEMU takes most of
+	// them before its first answer.
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, commandTime,
+			ctl.Errorf(syscall.ETIMEDOUT, "qemu: %s: no answer in %v", command, commandTime))
+		defer cancel()
+	}
 	id, reply, err := m.send(ctx, command, args, f)
 	if err != nil {
 		return err
