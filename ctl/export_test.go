@@ -1,0 +1,11 @@
+package ctl
+
+// Saved is the definition as STATE has it.
+func (vm *VM) Saved() string { return vm.def.Load().text() }
+
+// Drop closes what the end of the process would.
+func (m *Manager) Drop() {
+	m.log.mu.Lock()
+	defer m.log.mu.Unlock()
+	m.log.file.Close()
+}
