@@ -39,11 +39,11 @@ func (t *Tree) changed(c ctl.Change) {
 }
 
 // changes translates. It names more than what changed: all files of the
-// machine, and the few of none.
+// machine, and the few of none; not the directories, if it is contents.
 func (t *Tree) changes(c ctl.Change) []Change {
 	changes := make([]Change, 0, 2*len(lines))
 	for _, l := range lines {
-		if !l.ofVM {
+		if !l.ofVM && (l.kind != directory || c.VM == nil || c.What != ctl.Contents) {
 			changes = append(changes, Change{Ino: l.row})
 		}
 	}

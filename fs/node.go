@@ -92,6 +92,13 @@ type File interface {
 	Open(ctx context.Context, by ctl.Cred, f Flags) (Handle, error)
 }
 
+// Syncer is a Node whose changes so far can be made certain to outlast a power
+// cut, as fsync(2) does. It is the old or the new that is there without.
+type Syncer interface {
+	Node
+	Sync() error
+}
+
 // Grouper is a File of which it matters what other groups the one has who
 // opens it: where WantsGroups says so, a door puts them into his Cred.
 type Grouper interface {

@@ -173,6 +173,14 @@ func (n *node) SetAttr(_ context.Context, by ctl.Cred, c ctl.AccessChange) error
 	return n.refuse(by, n.setAccess(by, c))
 }
 
+// Sync makes a Node a Syncer.
+func (n *node) Sync() error {
+	if n.vm == nil {
+		return nil // those changes are certain when they are answered
+	}
+	return n.vm.Sync()
+}
+
 func (n *node) setAccess(by ctl.Cred, c ctl.AccessChange) error {
 	if err := n.gone(); err != nil {
 		return err

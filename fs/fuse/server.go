@@ -90,6 +90,7 @@ func serve(where string, root fs.Dir, o Options, m *gofuse.MountOptions) (*Serve
 	m.FsName, m.Name = "vmfs", "vmfs"
 	m.MaxWrite = MaxRead
 	m.DisableXAttrs = true
+	m.ExtraCapabilities = gofuse.CAP_ATOMIC_O_TRUNC // > means nothing: one request less
 	m.DisableSplice = true
 	m.PanicHandler = panicHandler(logf)
 	// The library's own lines are about single requests of clients.
