@@ -62,26 +62,23 @@ func dead(pid string) bool {
 
 // lockState keeps a second daemon with another run directory away from a
 // state directory: each would call the other's guests dead. The lock goes
-// with the process.
-func lockState(state string) error {
+// with the file.
+func lockState(state string) (*os.File, error) {
 	f, err := os.OpenFile(state, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for patience := time.Now().Add(lockTime); ; time.Sleep(lockTime / 100) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			stateLock = f // not collected, and so not closed
-			return nil
+			return f, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(patience) {
 			f.Close()
-			return fmt.Errorf("%s: another daemon serves it, with another run directory (%w)", state, reason(err))
+			return nil, fmt.Errorf("%s: another daemon serves it, with another run directory (%w)", state, reason(err))
 		}
 	}
 }
-
-var stateLock *os.File
 
 func (l *lock) write() error {
 	if err := l.f.Truncate(0); err != nil {

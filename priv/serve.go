@@ -28,6 +28,7 @@ const (
 type server struct {
 	options Options
 	lock    *lock
+	state   *os.File // locked too
 	tree    *tree
 	guests  *guests
 	openers *openers
@@ -125,7 +126,7 @@ func newServer(o Options) (_ *server, err error) {
 	if err := makeState(o.State, o.Images, uid, gid); err != nil {
 		return nil, fmt.Errorf("state directory %w", err)
 	}
-	if err := lockState(o.State); err != nil {
+	if s.state, err = lockState(o.State); err != nil {
 		return nil, fmt.Errorf("state directory %w", err)
 	}
 	if err := makePoint(o.Mount); err != nil {
@@ -246,5 +247,6 @@ func (s *server) close() {
 		os.Remove(s.guests.dir)
 		os.Remove(s.guests.records.dir)
 	}
+	s.state.Close()
 	s.lock.release()
 }
