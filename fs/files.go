@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -66,9 +67,16 @@ const removeVerb = "remove"
 
 func writeVerb(ctx context.Context, n *node, by ctl.Cred, text string) error {
 	verb, arg, _ := strings.Cut(text, " ")
-	if verb != removeVerb {
-		return n.vm.Do(ctx, by, verb, arg)
+	switch {
+	case verb == removeVerb:
+		return n.removeBy(by, arg)
+	case text == n.vm.Name() && !slices.ContainsFunc(ctl.Verbs, func(v ctl.Verb) bool { return v.Name == verb }):
+		return nil // what is there: who restores a copy writes it, and rsync gives up at a refusal
 	}
+	return n.vm.Do(ctx, by, verb, arg)
+}
+
+func (n *node) removeBy(by ctl.Cred, arg string) error {
 	owner := n.vm.Access("", ctl.Access{}).UID
 	switch {
 	case arg != "":

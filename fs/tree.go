@@ -192,8 +192,26 @@ func (n *node) setAccess(by ctl.Cred, c ctl.AccessChange) error {
 	if c.Mode != nil && *c.Mode&^allowed != 0 {
 		return ctl.Errorf(syscall.EPERM, "chmod %04o: it can have the bits of %04o only", *c.Mode, allowed)
 	}
-	if n.vm == nil {
+	switch c = differing(c, n.access()); {
+	case c == ctl.AccessChange{}:
+		return nil
+	case n.vm == nil:
 		return n.t.m.SetAccess(by, n.policyPath(), c)
 	}
 	return n.vm.SetAccess(by, n.policyPath(), c)
+}
+
+// differing is what of c would change now. The rest is no change: whoever
+// restores a copy sets every owner and mode, most to what they are.
+func differing(c ctl.AccessChange, now ctl.Access) ctl.AccessChange {
+	if c.Mode != nil && *c.Mode == now.Mode {
+		c.Mode = nil
+	}
+	if c.UID != nil && *c.UID == now.UID {
+		c.UID = nil
+	}
+	if c.GID != nil && *c.GID == now.GID {
+		c.GID = nil
+	}
+	return c
 }
