@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"net"
 	"os"
 	"time"
 )
@@ -165,6 +166,7 @@ type Launch struct {
 	Kernel, Initrd, Firmware, Cdrom *os.File // nil if not given
 	Vars                            *os.File // a UEFI firmware's variables; nil for a ROM
 	Disks                           []LaunchDisk
+	NICs                            []LaunchNIC
 }
 
 // LaunchDisk is a disk of a launch.
@@ -172,6 +174,13 @@ type LaunchDisk struct {
 	N        int // 0..15
 	ReadOnly bool
 	Images   Opened // the image; behind it, its bases, in order
+}
+
+// LaunchNIC is a NIC of a launch.
+type LaunchNIC struct {
+	N   int // 0..15
+	MAC net.HardwareAddr
+	Tap *os.File // with vnet_hdr
 }
 
 // GuestState is what a guest process knows about its launch.

@@ -239,6 +239,9 @@ func (l *Launch) Close() {
 	for _, d := range l.Disks {
 		d.Images.Close()
 	}
+	for _, nic := range l.NICs {
+		nic.Tap.Close()
+	}
 }
 
 // engineChoice is how a machine will run.
