@@ -193,7 +193,7 @@ func (d *definition) replace(by Cred, text string, now time.Time) (changed bool,
 	if !ok || !strings.HasSuffix("\n"+body, "\nend\n") {
 		return false, Errorf(syscall.EINVAL, "config: a whole definition is a line begin, lines, and a line end")
 	}
-	body = strings.TrimSuffix(body, "end\n")
+	body = "\n" + strings.TrimSuffix(body, "end\n") // the line begin counts, as in the writer's file
 
 	next := &definition{edition: d.edition, whole: true, attrs: map[string]value{}, disks: map[int]bool{}, settled: map[int]bool{}}
 	if _, err := next.edit(by, body, now); err != nil {

@@ -181,6 +181,7 @@ func TestConfig(t *testing.T) {
 			t.Errorf("Replace(%q): %v, want EINVAL", text, err)
 		}
 	}
+	refused(t, vm.Replace(root, "begin\n# x\ncolour red\nend\n"), syscall.EINVAL, "line 3: colour: no such attribute")
 	if vm.Config() != want {
 		t.Errorf("a refused text changed the definition:\n%s", vm.Config())
 	}
