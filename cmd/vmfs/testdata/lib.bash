@@ -29,3 +29,14 @@ up() {
 ended() {
 	timeout 55 cat "$MNT/live/vm/$1/wait"
 }
+
+# unchanged LINE runs a line after which every machine is what it was: no
+# event, no size and no time of a file differs.
+unchanged() {
+	stamps >"$WORK/stamps" && bash -c "$1" && stamps | diff "$WORK/stamps" -
+}
+
+stamps() {
+	cat "$MNT/events.log" &&
+		find "$MNT/vm" \( -type d -o -name err -prune -o -print \) -exec stat -c '%n %s %y %a %U %G' {} + | sort
+}
