@@ -3,10 +3,11 @@ package ctl
 import (
 	"context"
 	"runtime"
+	"sync"
 	"time"
 )
 
-// autostartWait is how long one machine may keep the next from starting.
+// autostartWait is how long a start may keep its place from the next machine.
 const autostartWait = 30 * time.Second
 
 // Autostart starts the machines whose autostart is yes, in the order of their
@@ -27,18 +28,18 @@ func (m *Manager) Autostart(ctx context.Context) error {
 		}
 		select {
 		case places <- struct{}{}:
-		case <-time.After(autostartWait):
-			places = make(chan struct{}, cap(places)) // those that hang keep theirs
-			places <- struct{}{}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		go func(places chan struct{}) {
-			defer func() { <-places }()
+		leave := sync.OnceFunc(func() { <-places })
+		late := time.AfterFunc(autostartWait, leave)
+		go func() {
+			defer leave()
+			defer late.Stop()
 			if err := vm.start(ctx, "-"); err != nil {
 				m.failed("autostart %s: %v", vm.Name(), err)
 			}
-		}(places)
+		}()
 	}
 	m.making.Lock()
 	defer m.making.Unlock()

@@ -1,9 +1,12 @@
 package ctl_test
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vmfs/ctl"
@@ -166,4 +169,36 @@ func TestMetrics(t *testing.T) {
 	if !strings.HasSuffix(text, "\n# EOF\n") || strings.Count(text, "# TYPE") != len(ctl.Metrics) {
 		t.Errorf("form:\n%s", text)
 	}
+}
+
+// A removed definition stays for 30 days, counted from its removal and not
+// from its last change, and goes with the first daemon after that.
+func TestRemovedIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, host := t.TempDir(), ctltest.NewHost()
+		m := open(t, dir, host)
+		vm, err := m.Create(alice, "web", 0o755, 2001)
+		ok(t, err)
+		ok(t, vm.Set(alice, "note", "kept"))
+		time.Sleep(365 * 24 * time.Hour)
+		ok(t, m.Remove(root, vm))
+		kept := func() string {
+			open(t, dir, host)
+			found, _ := filepath.Glob(dir + "/removed/web.*/definition")
+			if len(found) == 0 {
+				return ""
+			}
+			text, err := os.ReadFile(found[0])
+			ok(t, err)
+			return string(text)
+		}
+		time.Sleep(30 * 24 * time.Hour)
+		if text := kept(); !strings.Contains(text, "note") {
+			t.Errorf("after 30 days it is %q", text)
+		}
+		time.Sleep(time.Second)
+		if text := kept(); text != "" {
+			t.Errorf("after more it is still %q", text)
+		}
+	})
 }
