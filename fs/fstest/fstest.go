@@ -27,13 +27,17 @@ func Run(t *testing.T, dir string) {
 		test func(t *testing.T, dir string)
 	}{
 		{"Definition", Definition},
+		{"Modes", Modes},
 		{"Transactions", Transactions},
 		{"Frames", Frames},
 		{"Policy", Policy},
 		{"Users", Users},
+		{"Requester", Requester},
 		{"NothingWaits", NothingWaits},
 		{"Waits", Waits},
+		{"Interrupts", Interrupts},
 		{"Sizes", Sizes},
+		{"Snapshots", Snapshots},
 		{"Times", Times},
 		{"Values", Values},
 		{"Paths", Paths},
@@ -61,6 +65,17 @@ func machine(t *testing.T, dir string) string {
 		}
 	})
 	return vm
+}
+
+// another makes a machine beside vm that goes with the test.
+func another(t *testing.T, vm string) string {
+	t.Helper()
+	other := vm + "-b"
+	if err := os.Mkdir(other, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(other) })
+	return other
 }
 
 // write sends text as one write.

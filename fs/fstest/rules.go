@@ -26,17 +26,38 @@ func Definition(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	set(t, vm+"/disk/3/readonly", "1")
-	want := "begin\ncmdline console=ttyS0 a  b\ndisk/3/readonly yes\nmemory 1024M\nend\n"
+	set(t, vm+"/config", "disk/15/path /d\n") // before disk/3 in byte order
+	want := "begin\ncmdline console=ttyS0 a  b\ndisk/15/path /d\ndisk/3/readonly yes\nmemory 1024M\nend\n"
 	reads(t, vm+"/config", want)
+	reads(t, vm+"/memory", "1024M\n")
 
-	other := vm + "-copy"
-	if err := os.Mkdir(other, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(other)
+	other := another(t, vm)
 	set(t, other+"/config", want)
 	reads(t, other+"/config", want)
 	reads(t, other+"/disk/3/readonly", "yes\n")
+}
+
+// Modes is the rest of rule 1: the policy is a text too, and a copy of it
+// gives another machine the same.
+func Modes(t *testing.T, dir string) {
+	vm := machine(t, dir)
+	plain := read(t, vm+"/modes")
+	if err := os.Chmod(vm+"/cpus", 0o604); err != nil {
+		t.Fatal(err)
+	}
+	policy := read(t, vm+"/modes")
+	if !strings.Contains(policy, "\ncpus 0604 ") || !strings.HasPrefix(policy, "begin\n. 0755 ") {
+		t.Errorf("modes after chmod 604 cpus: %q", policy)
+	}
+	other := another(t, vm)
+	set(t, other+"/modes", policy)
+	reads(t, other+"/modes", policy)
+	if got := stat(t, other+"/cpus").Mode & 0o7777; got != 0o604 {
+		t.Errorf("the copy's cpus: mode %o, want 604", got)
+	}
+	refused(t, vm+"/modes", "memory 0600 root root\nno-such 0600 root root\n", syscall.EINVAL)
+	set(t, vm+"/modes", "-cpus\n")
+	reads(t, vm+"/modes", plain)
 }
 
 // Transactions is rule 2: a write message is taken whole or refused whole.
@@ -53,6 +74,8 @@ func Transactions(t *testing.T, dir string) {
 	refused(t, vm+"/ctl", "no-such-verb\n", syscall.EINVAL)
 	set(t, vm+"/config", "cpus 3") // one line needs no newline
 	reads(t, vm+"/cpus", "3\n")
+	set(t, vm+"/config", "cpus 4\n#"+strings.Repeat("x", 65536-len("cpus 4\n#\n"))+"\n")
+	reads(t, vm+"/cpus", "4\n")
 
 	// Truncation and lengths mean nothing, and an offset neither.
 	f, err := os.OpenFile(vm+"/cpus", os.O_RDWR|os.O_APPEND, 0)
@@ -215,6 +238,10 @@ func Users(t *testing.T, dir string) {
 		{bob, "echo > do/kill && cat cpus", true},
 		{bob, "echo kill > ctl", false},
 		{bob, "chmod 666 ctl", false},
+		{bob, "echo 2 > memory", false},
+		{0, "chown 52002 memory", true},
+		{bob, "echo 64M > memory && cat memory", true},
+		{alice, "echo 2 > memory", false},
 		{bob, "chgrp 52002 ctl", false},
 		{alice, "chown 52002 ctl", false},
 		{alice, "mkdir disk/0 && echo yes > disk/0/readonly && rmdir disk/0", true},
@@ -238,16 +265,29 @@ func Users(t *testing.T, dir string) {
 	}
 }
 
-// NothingWaits is rule 4: reading all of vm/ ends.
+// NothingWaits is rule 4: reading all that is not in live/ ends, and makes
+// nothing, of clone neither.
 func NothingWaits(t *testing.T, dir string) {
 	vm := machine(t, dir)
 	if err := os.Mkdir(vm+"/disk/15", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	begin := time.Now()
-	err := filepath.WalkDir(vm, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+	machines := func() string {
+		entries, err := os.ReadDir(dir + "/vm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(entries)
+	}
+	before, begin := machines(), time.Now()
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
 			return err
+		case path == dir+"/live":
+			return fs.SkipDir
+		case e.IsDir():
+			return nil
 		}
 		_, err = os.ReadFile(path)
 		return err
@@ -256,7 +296,10 @@ func NothingWaits(t *testing.T, dir string) {
 		t.Error(err)
 	}
 	if d := time.Since(begin); d > 5*time.Second {
-		t.Errorf("reading all files of a machine took %v", d)
+		t.Errorf("reading all files took %v", d)
+	}
+	if now := machines(); now != before {
+		t.Errorf("reading all files made %s of %s", now, before)
 	}
 }
 
@@ -308,19 +351,24 @@ func interrupted(t *testing.T, path string) time.Duration {
 func Sizes(t *testing.T, dir string) {
 	vm := machine(t, dir)
 	set(t, vm+"/kernel", "/boot/vmlinuz")
-	files, err := filepath.Glob(vm + "/*")
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	for _, pattern := range []string{dir + "/*", vm + "/*", live(vm) + "/*"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
 	}
-	computed := map[string]bool{"info": true, "check": true, "err": true}
+	computed := map[string]bool{"info": true, "check": true, "err": true, "help": true, "version": true, "metrics": true,
+		"console": true, "events": true, "wait": true}
 	for _, path := range files {
 		st := stat(t, path)
 		if st.Mode&syscall.S_IFMT == syscall.S_IFDIR {
 			continue
 		}
-		want := int64(len(read(t, path)))
-		if computed[filepath.Base(path)] {
-			want = 0
+		want := int64(0)
+		if !computed[filepath.Base(path)] {
+			want = int64(len(read(t, path)))
 		}
 		if st.Size != want {
 			t.Errorf("%s: size %d, want %d", path, st.Size, want)
@@ -365,12 +413,22 @@ func Values(t *testing.T, dir string) {
 	const odd = "  a \"b\"  \\n $c # é \n"
 	set(t, vm+"/cmdline", odd)
 	reads(t, vm+"/cmdline", odd)
+	reads(t, vm+"/config", "begin\ncmdline "+odd+"end\n")
 	for _, bad := range []string{"a\x00b", "a\rb", "a\x1bb", "a\x7fb", "a\tb", "a\r\n"} {
 		refused(t, vm+"/cmdline", bad, syscall.EINVAL)
 		refused(t, vm+"/config", "cmdline "+bad, syscall.EINVAL)
 	}
 	set(t, vm+"/cmdline", "\n")
 	reads(t, vm+"/cmdline", "")
+	for _, c := range [][2]string{{"1", "yes\n"}, {"0", "no\n"}, {"yes", "yes\n"}, {"no", "no\n"}} {
+		set(t, vm+"/ephemeral", c[0])
+		reads(t, vm+"/ephemeral", c[1])
+	}
+	for _, bad := range []string{"true", "Yes", "2", "y", "yes "} {
+		refused(t, vm+"/ephemeral", bad, syscall.EINVAL)
+	}
+	set(t, vm+"/config", "-ephemeral\n")
+	reads(t, vm+"/config", "begin\nend\n")
 	set(t, vm+"/cpus", "2")
 	set(t, vm+"/cpus", "\n")
 	reads(t, vm+"/cpus", "1\n")
@@ -428,7 +486,12 @@ func Refused(t *testing.T, dir string) {
 		fails(t, fmt.Sprintf("mkdir vm/%s", name), syscall.Mkdir(dir+"/vm/"+name, 0o755), syscall.EINVAL)
 	}
 	fails(t, "mkdir twice", syscall.Mkdir(vm, 0o755), syscall.EEXIST)
-	fails(t, "setxattr", syscall.Setxattr(vm, "user.x", []byte("y"), 0), syscall.ENOTSUP)
+	for _, path := range []string{vm, vm + "/cpus"} {
+		fails(t, "setxattr", syscall.Setxattr(path, "user.x", []byte("y"), 0), syscall.ENOTSUP)
+		fails(t, "removexattr", syscall.Removexattr(path, "user.x"), syscall.ENOTSUP)
+		_, err := syscall.Getxattr(path, "user.x", nil)
+		fails(t, "getxattr", err, syscall.ENOTSUP)
+	}
 	fails(t, "write to status", write(vm+"/status", "x"), never...)
 	fails(t, "move into another", syscall.Rename(vm, vm+"/do/x"), syscall.EPERM, syscall.EINVAL)
 	fails(t, "move out of vm", syscall.Rename(vm, dir+"/live/x"), never...)
