@@ -23,7 +23,9 @@ import (
 
 // A bench has daemons by name, each with a directory of its own.
 type bench struct {
-	dir     string
+	dir     string // has the programs
+	diskDir string
+	memDir  string // on a tmpfs
 	pairs   int
 	daemons map[string]*daemon
 	peer    *exec.Cmd
@@ -38,10 +40,15 @@ type daemon struct {
 // serve gives the daemon of that name, started with so many VMs defined the
 // first time that it is asked for.
 func (b *bench) serve(name string, vms int) (*daemon, error) {
+	return b.serveBelow(b.dir, name, vms)
+}
+
+// serveBelow is serve with the daemon's directory below another.
+func (b *bench) serveBelow(dir, name string, vms int) (*daemon, error) {
 	if d := b.daemons[name]; d != nil {
 		return d, nil
 	}
-	d := &daemon{bench: b, dir: filepath.Join(b.dir, name)}
+	d := &daemon{bench: b, dir: filepath.Join(dir, name)}
 	d.mnt = d.dir + "/m"
 	if err := os.MkdirAll(d.mnt, 0o755); err != nil {
 		return nil, err
@@ -88,12 +95,15 @@ func started(cmd *exec.Cmd, want string) error {
 }
 
 // restart ends the daemon as a service manager would, and starts it again.
-func (d *daemon) restart() error {
+// It gives the time that the start took.
+func (d *daemon) restart() (time.Duration, error) {
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	if err := d.cmd.Wait(); err != nil {
-		return err
+		return 0, err
 	}
-	return d.start()
+	begin := time.Now()
+	err := d.start()
+	return time.Since(begin), err
 }
 
 // pss sums up what the daemon and its children cost, in KiB.

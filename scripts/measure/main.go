@@ -1,11 +1,13 @@
 // Measure is the half of scripts/bench that needs a clock: it serves trees of
 // its own, holds each line of the table against its peer, and prints it.
 //
-//	measure DIR PAIRS
+//	measure DIR DISK MEMORY PAIRS
 //
-// DIR has the programs and the guest: vmfs, vmlinuz, initrd. A single pair of
-// two identical servers measures anything from 0.8 to 1.5, so every line is
-// the median of PAIRS ratios, ours and the peer's taken in turn.
+// DIR has the programs and the guest: vmfs, vmlinuz, initrd. DISK and MEMORY
+// are directories for states, the one on a disk, the other on a tmpfs. What is
+// made in all three is the caller's to remove. A single pair of two identical
+// servers measures anything from 0.8 to 1.5, so every line is the median of
+// PAIRS ratios, ours and the peer's taken in turn.
 package main
 
 import (
@@ -33,23 +35,22 @@ func main() {
 		servePeer(os.Args[2])
 		return
 	}
-	if len(os.Args) != 3 {
-		log.Fatal("usage: measure DIR PAIRS")
+	if len(os.Args) != 5 {
+		log.Fatal("usage: measure DIR DISK MEMORY PAIRS")
 	}
-	pairs, err := strconv.Atoi(os.Args[2])
+	pairs, err := strconv.Atoi(os.Args[4])
 	if err != nil || pairs < 1 {
-		log.Fatalf("%q: not a number of pairs", os.Args[2])
+		log.Fatalf("%q: not a number of pairs", os.Args[4])
 	}
-	if !measure(os.Args[1], pairs) {
+	if !measure(&bench{dir: os.Args[1], diskDir: os.Args[2], memDir: os.Args[3], pairs: pairs}) {
 		os.Exit(1)
 	}
 }
 
 // measure is false if something could not be measured at all.
-func measure(dir string, pairs int) (whole bool) {
-	b := &bench{dir: dir, pairs: pairs}
+func measure(b *bench) (whole bool) {
 	defer b.close()
-	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", pairs)
+	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", b.pairs)
 	fmt.Printf("%-44s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
 	whole = true
 	for _, m := range []func(*bench) (line, error){
@@ -59,6 +60,10 @@ func measure(dir string, pairs int) (whole bool) {
 		(*bench).start,
 		(*bench).memory,
 		(*bench).list,
+		(*bench).replace,
+		(*bench).readyWithMany,
+		(*bench).memoryWithMany,
+		(*bench).openReadCloseAmongMany,
 	} {
 		l, err := m(b)
 		if err != nil {
@@ -179,15 +184,19 @@ func (b *bench) memory() (line, error) {
 	if err != nil {
 		return line{}, err
 	}
-	if err := d.restart(); err != nil {
+	l, err := d.idle()
+	l.what, l.aim = "core and priv, 1000 VMs defined, Pss", 40
+	return l, err
+}
+
+// idle is what a daemon costs that has just started.
+func (d *daemon) idle() (line, error) {
+	if _, err := d.restart(); err != nil {
 		return line{}, err
 	}
 	time.Sleep(2 * time.Second) // what it does in the background at its start
 	sum, err := d.pss()
-	return line{
-		what: "core and priv, 1000 VMs defined, Pss",
-		ours: fmt.Sprintf("%.1f MiB", float64(sum)/1024), peer: "-", aim: 40, unit: "MiB",
-	}, err
+	return line{ours: fmt.Sprintf("%.1f MiB", float64(sum)/1024), peer: "-", unit: "MiB"}, err
 }
 
 func (b *bench) list() (line, error) {
@@ -195,11 +204,10 @@ func (b *bench) list() (line, error) {
 	if err != nil {
 		return line{}, err
 	}
-	plain, err := os.MkdirTemp("/dev/shm", "vmfs-bench-")
-	if err != nil {
+	plain := b.memDir + "/plain"
+	if err := os.Mkdir(plain, 0o755); err != nil {
 		return line{}, err
 	}
-	defer os.RemoveAll(plain)
 	for i := range 1000 {
 		if err := os.Mkdir(filepath.Join(plain, fmt.Sprintf("vm%d", i)), 0o755); err != nil {
 			return line{}, err
