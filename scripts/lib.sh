@@ -83,7 +83,7 @@ guest_files() {
 	package=$(kernel_package linux-image-cloud-amd64 "$cache/vmlinuz") || exit
 	kernel=$cache/vmlinuz-${package#linux-image-}
 	initrd=$cache/initrd-${package#linux-image-}
-	if [ ! -s "$kernel" ]; then fetch_kernel; fi
+	if ! have_kernel; then fetch_kernel; fi
 	make_initrd
 	ln -sf "${kernel##*/}" "$cache/vmlinuz"
 	ln -sf "${initrd##*/}" "$cache/initrd"
@@ -106,13 +106,26 @@ cached_kernel() {
 	old=$(readlink "$1") && echo "linux-image-${old##*vmlinuz-}"
 }
 
+# guest_modules are the kernel's that the guest may need, in the order in which
+# they can be loaded.
+guest_modules="acpi/button input/evdev virtio/virtio_ring virtio/virtio
+	virtio/virtio_pci_legacy_dev virtio/virtio_pci_modern_dev virtio/virtio_pci
+	net/core/failover net/net_failover net/virtio_net"
+
+have_kernel() {
+	[ -s "$kernel" ] || return 1
+	for m in $guest_modules; do
+		[ -s "$cache/modules/${m##*/}.ko" ] || return 1
+	done
+}
+
 fetch_kernel() {
 	say "downloading $package (27 MB; unpacked into $cache, not installed)"
 	tmp=$(mktemp -d "$cache/unpack.XXXXXX")
 	unpack_package "$package" "$tmp"
 	mkdir -p "$cache/modules"
-	for m in acpi/button input/evdev; do
-		find "$tmp" -path "*/drivers/$m.ko" -exec mv {} "$cache/modules/" \;
+	for m in $guest_modules; do
+		find "$tmp" -path "*/$m.ko" -exec mv {} "$cache/modules/" \;
 	done
 	mv "$tmp"/boot/vmlinuz-* "$kernel"
 	rm -rf "$tmp"
@@ -131,9 +144,10 @@ unpack_package() {
 # make_initrd packs the guest's userland, if it is older than its sources.
 # It is not compressed: an emulated CPU would take longer to unpack it.
 make_initrd() {
-	if [ -s "$initrd" ] && [ "$initrd" -nt scripts/guest-init ] && [ "$initrd" -nt "$kernel" ]; then
-		return
-	fi
+	for source in scripts/guest-init scripts/lib.sh "$kernel" "$cache/modules"; do
+		[ "$initrd" -nt "$source" ] || break
+	done
+	[ "$initrd" -nt "$source" ] && return
 	tmp=$(mktemp -d "$cache/initrd.XXXXXX")
 	mkdir -p "$tmp/bin" "$tmp/dev" "$tmp/proc" "$tmp/sys" "$tmp/etc/acpi/PWRF" "$tmp/lib"
 	cp "$(command -v busybox)" "$tmp/bin/busybox"

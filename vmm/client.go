@@ -161,6 +161,11 @@ func (c *client) Give(ctx context.Context, l *ctl.Launch) error {
 			return err
 		}
 	}
+	for _, n := range l.NICs {
+		if err := c.call(ctx, []*os.File{n.Tap}, "nic", strconv.Itoa(n.N), n.MAC.String()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

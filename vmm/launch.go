@@ -1,9 +1,12 @@
 package vmm
 
 import (
+	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -31,6 +34,7 @@ type launch struct {
 	given  bool
 	spec   qemu.Spec
 	images [maxDisks][maxImages]image
+	nics   [ctl.MaxNICs]qemu.NIC
 }
 
 // about is what a launch is called.
@@ -52,7 +56,7 @@ func (l *launch) describe(words []string, accel string) error {
 	if l.given {
 		return ctl.Errorf(syscall.EEXIST, "launch: given already")
 	}
-	next := launch{given: true, spec: l.spec, images: l.images}
+	next := launch{given: true, spec: l.spec, images: l.images, nics: l.nics}
 	seen := make(map[string]bool)
 	for i := 0; i < len(words); i += 2 {
 		if i+1 == len(words) || seen[words[i]] {
@@ -298,6 +302,63 @@ func (l *launch) disk(words []string, f *os.File) error {
 	return nil
 }
 
+// nic takes a tap; on success f is the launch's. words are N and MAC.
+func (l *launch) nic(words []string, f *os.File) error {
+	n, err := number(words[0], 0, ctl.MaxNICs-1)
+	if err != nil {
+		return ctl.Errorf(syscall.EINVAL, "nic %.20q: %v", words[0], err)
+	}
+	what := fmt.Sprintf("nic/%d", n)
+	mac, err := parseMAC(words[1])
+	if err != nil {
+		return ctl.Errorf(syscall.EINVAL, "%s: %.40q: %v", what, words[1], err)
+	}
+	if l.nics[n].Tap != nil {
+		return ctl.Errorf(syscall.EEXIST, "%s: given already", what)
+	}
+	if err := tap(f); err != nil {
+		return ctl.Errorf(syscall.EINVAL, "%s: %v", what, err)
+	}
+	l.nics[n] = qemu.NIC{N: n, MAC: mac, Tap: f}
+	return nil
+}
+
+// parseMAC takes the address of one network card, as it is written by
+// net.HardwareAddr and in no other way.
+func parseMAC(s string) (net.HardwareAddr, error) {
+	mac, err := net.ParseMAC(s)
+	if err != nil || len(mac) != 6 || mac.String() != s {
+		return nil, errors.New("not six bytes in hexadecimal with colons")
+	}
+	if mac[0]&1 != 0 || bytes.Equal(mac, make([]byte, 6)) {
+		return nil, errors.New("not an address of one card")
+	}
+	return mac, nil
+}
+
+// tap refuses a file that is no tap of one queue with the header of virtio.
+// Whether packets have another one before it, the kernel does not tell: the
+// flag that comes back for that means something else.
+func tap(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ifr, _ := unix.NewIfreq("")
+	var gerr error
+	if err := raw.Control(func(fd uintptr) { gerr = unix.IoctlIfreq(int(fd), unix.TUNGETIFF, ifr) }); err != nil {
+		return err
+	}
+	const want = unix.IFF_TAP | unix.IFF_VNET_HDR
+	if gerr != nil {
+		return fmt.Errorf("not a tap: %w", gerr)
+	}
+	if got := ifr.Uint16(); got&(want|unix.IFF_TUN|unix.IFF_MULTI_QUEUE) != want {
+		return fmt.Errorf("a tap with flags %#x, want %#x", got, want)
+	}
+	return nil
+}
+
 // complete says what to start, or what is missing for that.
 func (l *launch) complete() (*qemu.Spec, error) {
 	if !l.given {
@@ -320,6 +381,11 @@ func (l *launch) complete() (*qemu.Spec, error) {
 		}
 		if len(d.Images) > 0 {
 			spec.Disks = append(spec.Disks, d)
+		}
+	}
+	for _, n := range l.nics {
+		if n.Tap != nil {
+			spec.NICs = append(spec.NICs, n)
 		}
 	}
 	return &spec, nil
@@ -345,6 +411,12 @@ func (l *launch) release() {
 			}
 			l.images[n][i] = image{}
 		}
+	}
+	for n := range l.nics {
+		if f := l.nics[n].Tap; f != nil {
+			f.Close()
+		}
+		l.nics[n] = qemu.NIC{}
 	}
 }
 

@@ -603,6 +603,7 @@ func TestParseRole(t *testing.T) {
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{"go", "state", "usage", "console", "stop 5 yes alice", "stop -1 yes a", "kill root kill no", "kill a b c",
 		"launch generation 1 name x accel tcg cpus 1 memory 1 boot disk", "launch a", "launch generation", "disk 0 0 raw rw", "kernel", "input", "uefi", "cdrom", "eject",
+		"nic 0 fe:e1:bb:d1:00:01", "nic 16 fe:e1:bb:d1:00:01", "nic 0 ff:ff:ff:ff:ff:ff", "nic 0 FE-E1-BB-D1-00-01", "nic 0 00:00:00:00:00:00:00:01",
 		"pause", "resume", "reset", "forget", "dance", `""`, "stop 99999999999999999999 no x"} {
 		f.Add([]byte(s), true)
 		f.Add([]byte(s), false)

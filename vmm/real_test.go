@@ -385,6 +385,10 @@ func TestAllThereIs(t *testing.T) {
 		disk := write(t, "disk", append(bootSector(byte('A'+n)), make([]byte, 1<<20)...))
 		l.Disks = append(l.Disks, ctl.LaunchDisk{N: n, Images: ctl.Opened{{File: open(t, disk, os.O_RDWR), Format: "raw"}}})
 	}
+	n := newNetwork(t)
+	for i := range ctl.MaxNICs {
+		l.NICs = append(l.NICs, ctl.LaunchNIC{N: i, MAC: testMAC(i), Tap: n.tap(fmt.Sprintf("tap%d", i), tapFlags)})
+	}
 	begin(t, g, l)
 	(&screen{t: t, c: g.Console()}).expect("AAAA", bootTime)
 	if err := g.Kill(t.Context(), "test", "kill", false); err != nil {

@@ -41,6 +41,7 @@ var verbs = map[string]verb{
 	"cdrom":    {0, 1, doCdrom},
 	"eject":    {0, 0, doEject},
 	"disk":     {4, 1, doDisk},
+	"nic":      {2, 1, doNIC},
 	"go":       {0, 0, doGo},
 	"state":    {0, 0, doState},
 	"usage":    {0, 0, doUsage},
@@ -111,6 +112,12 @@ func doEject(m *machine, r *wire.Request) (answer, error) {
 func doDisk(m *machine, r *wire.Request) (answer, error) {
 	return answer{}, m.edit(func(l *launch) error {
 		return took(r, l.disk(r.Args, r.Files[0]))
+	})
+}
+
+func doNIC(m *machine, r *wire.Request) (answer, error) {
+	return answer{}, m.edit(func(l *launch) error {
+		return took(r, l.nic(r.Args, r.Files[0]))
 	})
 }
 

@@ -3,6 +3,7 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 )
@@ -24,6 +25,7 @@ type Spec struct {
 	Flash                    *Flash   // in the place of Firmware; nil is none
 	Cdrom                    *os.File // nil is an empty drive
 	Disks                    []Disk
+	NICs                     []NIC
 }
 
 // Flash is a UEFI firmware and the memory in which it keeps its variables,
@@ -41,6 +43,13 @@ type Disk struct {
 type Image struct {
 	File   *os.File
 	Format string // "raw" or "qcow2"
+}
+
+// NIC is a network card of a machine.
+type NIC struct {
+	N   int // 0..15
+	MAC net.HardwareAddr
+	Tap *os.File // with vnet_hdr
 }
 
 // command is a command line in the making, with the files that it names by
@@ -73,8 +82,11 @@ func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.Fi
 		}
 	}
 	index := s.bootIndex()
-	for _, d := range s.Disks {
-		c.disk(d, index, min(s.CPUs, maxQueues))
+	for i, d := range s.Disks {
+		c.disk(d, i, index, min(s.CPUs, maxQueues))
+	}
+	for _, n := range s.NICs {
+		c.nic(n, index(nicName(n.N)))
 	}
 	c.cdrom(s.Cdrom, index("cdrom"))
 	return c.args, c.files
@@ -131,7 +143,8 @@ var accels = map[string]struct{ accel, cpu string }{
 	"tcg": {"tcg,thread=multi,tb-size=64", "max"},
 }
 
-// bootIndex says at which place each drive is tried.
+// bootIndex says at which place each drive is tried, and each NIC if the
+// machine boots from the network; 0 is never.
 func (s *Spec) bootIndex() func(name string) int {
 	var order []string
 	for _, d := range s.Disks {
@@ -141,6 +154,9 @@ func (s *Spec) bootIndex() func(name string) int {
 		order = append([]string{"cdrom"}, order...)
 	} else {
 		order = append(order, "cdrom")
+	}
+	if s.Boot == "net" {
+		order = append(nicNames(s.NICs), order...)
 	}
 	index := make(map[string]int)
 	for i, name := range order {
@@ -155,17 +171,51 @@ func diskName(n int) string { return fmt.Sprintf("disk%d", n) }
 // for each CPU, and 16 disks of 64 queues have more descriptors than we allow.
 const maxQueues = 4
 
-// disk adds a disk, its last base first: a node is there before its user.
-func (c *command) disk(d Disk, index func(string) int, queues int) {
+func nicName(n int) string { return fmt.Sprintf("nic%d", n) }
+
+func nicNames(nics []NIC) []string {
+	names := make([]string, len(nics))
+	for i, n := range nics {
+		names[i] = nicName(n.N)
+	}
+	return names
+}
+
+// The board has 30 slots for devices. The i-th disk is a function of one of
+// two; NIC n has a slot of its own, so that a guest that names its interfaces
+// by their place names the others as before when one comes or goes.
+const (
+	diskSlot = 2
+	nicSlot  = 15
+)
+
+// nic adds a network card. Only one that is booted from has a boot ROM, which
+// is QEMU's own for the device.
+func (c *command) nic(n NIC, index int) {
+	name := nicName(n.N)
+	c.add("-netdev", fmt.Sprintf("tap,id=%s,fd=%d,vhost=off", name, c.fd(n.Tap)))
+	device := fmt.Sprintf("virtio-net-pci,id=%s-dev,netdev=%s,mac=%s,addr=%#x", name, name, n.MAC, nicSlot+n.N)
+	if index > 0 {
+		device += fmt.Sprintf(",bootindex=%d", index)
+	} else {
+		device += ",romfile="
+	}
+	c.add("-device", device)
+}
+
+// disk adds the i-th disk, its last base first: a node is there before its
+// user.
+func (c *command) disk(d Disk, i int, index func(string) int, queues int) {
 	name := diskName(d.N)
 	var behind any // null: QEMU never follows the name in a header
-	for i := len(d.Images) - 1; i > 0; i-- {
-		base := fmt.Sprintf("%s-base%d", name, i)
-		c.image(base, d.Images[i], true, behind)
+	for n := len(d.Images) - 1; n > 0; n-- {
+		base := fmt.Sprintf("%s-base%d", name, n)
+		c.image(base, d.Images[n], true, behind)
 		behind = base
 	}
 	c.image(name, d.Images[0], d.ReadOnly, behind)
-	c.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-dev,drive=%s,num-queues=%d,bootindex=%d", name, name, queues, index(name)))
+	c.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-dev,drive=%s,num-queues=%d,addr=%#x.%d,multifunction=on,bootindex=%d",
+		name, name, queues, diskSlot+i/8, i%8, index(name)))
 }
 
 // file and format are the two nodes of an image. The order of their fields is

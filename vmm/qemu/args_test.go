@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"flag"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,10 +26,22 @@ func specs() map[string]*Spec {
 				{N: 15, ReadOnly: true, Images: []Image{{f(), "qcow2"}, {f(), "qcow2"}, {f(), "raw"}}},
 			},
 		},
+		"nics": {
+			ID: 7, Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "disk",
+			Disks: []Disk{{N: 0, Images: []Image{{f(), "raw"}}}},
+			NICs:  []NIC{{N: 0, MAC: mac(1), Tap: f()}, {N: 15, MAC: mac(0xff), Tap: f()}},
+		},
+		"netboot": {
+			ID: 8, Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "net", Cdrom: f(),
+			Disks: []Disk{{N: 3, Images: []Image{{f(), "raw"}}}},
+			NICs:  []NIC{{N: 1, MAC: mac(2), Tap: f()}, {N: 2, MAC: mac(3), Tap: f()}},
+		},
 		"uefi":     {ID: 6, Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "disk", Flash: &Flash{f(), f()}},
 		"firmware": {ID: 5, Accel: "tcg", CPUs: 1, MemoryMiB: 64, Boot: "net", Firmware: f(), Cmdline: "not used"},
 	}
 }
+
+func mac(last byte) net.HardwareAddr { return net.HardwareAddr{0xfe, 0xe1, 0xbb, 0xd1, 0, last} }
 
 func TestCommand(t *testing.T) {
 	for name, s := range specs() {
