@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -267,8 +266,14 @@ func (r *EventReader) take(p []byte) (n int, changed chan struct{}, err error) {
 	l := r.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n, r.next = r.lost(p)
 	oldest := l.seq + 1 - uint64(len(l.ring))
+	if r.next < oldest {
+		line := r.lost(oldest)
+		if len(line) > len(p) {
+			return 0, nil, errNoRoom(p)
+		}
+		n, r.next = copy(p, line), oldest
+	}
 	for ; r.next <= l.seq; r.next++ {
 		e := &l.ring[r.next-oldest]
 		if r.vm != nil && e.vm != r.vm.serial {
@@ -276,7 +281,7 @@ func (r *EventReader) take(p []byte) (n int, changed chan struct{}, err error) {
 		}
 		if n+len(e.line) > len(p) {
 			if n == 0 {
-				return 0, nil, Errorf(syscall.EINVAL, "events: a line does not fit in %d bytes", len(p))
+				return 0, nil, errNoRoom(p)
 			}
 			break
 		}
@@ -285,17 +290,13 @@ func (r *EventReader) take(p []byte) (n int, changed chan struct{}, err error) {
 	return n, l.changed, nil
 }
 
-// lost says what this reader did not read in time, and where it goes on.
-func (r *EventReader) lost(p []byte) (n int, next uint64) {
-	l := r.log
-	oldest := l.seq + 1 - uint64(len(l.ring))
-	if r.next >= oldest {
-		return 0, r.next
-	}
-	line := fmt.Sprintf("%d %s - lost - %s\n", oldest-1, l.ring[0].at.UTC().Format("2006-01-02T15:04:05.000Z07:00"),
-		strconv.FormatUint(oldest-r.next, 10))
-	if len(line) > len(p) {
-		return 0, r.next
-	}
-	return copy(p, line), oldest
+func errNoRoom(p []byte) error {
+	return Errorf(syscall.EINVAL, "events: a line does not fit in %d bytes", len(p))
+}
+
+// lost says how many events this reader did not read in time, if the oldest
+// that is left is that one.
+func (r *EventReader) lost(oldest uint64) string {
+	at := r.log.ring[0].at.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+	return fmt.Sprintf("%d %s - lost - %d\n", oldest-1, at, oldest-r.next)
 }

@@ -20,15 +20,28 @@ func (vm *VM) changed() {
 // whoever hears of it first: the verb that asked, or the guest's own notice.
 func (vm *VM) turn(s State, who string) {
 	vm.mu.Lock()
+	turned := vm.turnTo(s)
+	vm.mu.Unlock()
+	vm.turned(turned, s, who)
+}
+
+// turnTo is turn's half with mu held. It reports whether the state is new.
+func (vm *VM) turnTo(s State) bool {
 	old := vm.state
 	if vm.launch == nil || old == s || old == Starting || old == Stopping {
-		vm.mu.Unlock()
-		return
+		return false
 	}
 	vm.state, vm.since = s, time.Now()
-	vm.mu.Unlock()
-	name := map[State]string{Running: "resumed", Paused: "paused", Stopping: "stopping"}[s]
-	vm.event(name, who, "")
+	vm.turns++
+	return true
+}
+
+// turned is turn's half without mu.
+func (vm *VM) turned(isNew bool, s State, who string) {
+	if !isNew {
+		return
+	}
+	vm.event(map[State]string{Running: "resumed", Paused: "paused", Stopping: "stopping"}[s], who, "")
 	vm.changed()
 }
 
@@ -66,28 +79,43 @@ func (vm *VM) watch(l *launch) {
 func (vm *VM) refresh(l *launch) *Exit {
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
-	st, err := l.guest.State(ctx)
-	if err != nil {
-		return nil // if it is gone, Notices says so
-	}
-	vm.mu.Lock()
-	l.state = st
-	who := l.asker
-	vm.mu.Unlock()
-	switch st.State {
-	case "running":
-		vm.turn(Running, who)
-	case "paused":
-		vm.turn(Paused, who)
-	case "stopping":
-		vm.turn(Stopping, who)
-	case "ended":
-		if st.Exit == nil {
+	for {
+		vm.mu.Lock()
+		turns := vm.turns
+		vm.mu.Unlock()
+		st, err := l.guest.State(ctx)
+		switch {
+		case err != nil:
+			return nil // if it is gone, Notices says so
+		case !vm.heard(l, st, turns):
+			continue
+		case st.State != "ended":
+			return nil
+		case st.Exit == nil:
 			return &Exit{Failed: true, Who: "host", How: "ended without a record", At: time.Now()}
 		}
 		return st.Exit
 	}
-	return nil
+}
+
+// heard takes what the guest process said, unless the machine has turned
+// since then: that may be older than what the verb knew that turned it.
+func (vm *VM) heard(l *launch, st GuestState, turns uint64) bool {
+	vm.mu.Lock()
+	if vm.turns != turns {
+		vm.mu.Unlock()
+		return false
+	}
+	l.state = st
+	s, isNew, who := vm.state, false, l.asker
+	switch st.State {
+	case "running", "paused", "stopping":
+		s = State(st.State)
+		isNew = vm.turnTo(s)
+	}
+	vm.mu.Unlock()
+	vm.turned(isNew, s, who)
+	return true
 }
 
 // vanished is the record of a guest process that ended without one.

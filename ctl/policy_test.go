@@ -202,3 +202,28 @@ func TestRemovedIsKept(t *testing.T) {
 		}
 	})
 }
+
+// On a machine that runs each attribute acts at once or waits in pending, as
+// the table of attributes says, and a start takes all that waits.
+func TestLiveOrPending(t *testing.T) {
+	_, vm, _ := machine(t)
+	ok(t, vm.Do(ctx, root, "start", ""))
+	values := map[string]string{
+		"cpus": "2", "memory": "1G", "kernel": "/k", "initrd": "/i", "cmdline": "a b", "firmware": "/f", "cdrom": file(t, "cd", "cd"),
+		"boot": "net", "engine": "qemu", "autostart": "yes", "ephemeral": "yes", "note": "a note",
+		"disk/0/path": "/d", "disk/0/format": "qcow2", "disk/0/readonly": "yes",
+	}
+	for _, a := range ctl.Attrs {
+		path := strings.Replace(a.Name, "N", "0", 1)
+		before := vm.Pending()
+		ok(t, vm.Set(root, path, values[path]))
+		added := strings.Contains("\n"+vm.Pending(), "\n"+path+" ")
+		if added == a.Live || a.Live && vm.Pending() != before {
+			t.Errorf("%s, live %v: pending:\n%s", path, a.Live, vm.Pending())
+		}
+	}
+	ok(t, vm.Set(root, "cpus", "1"))
+	if strings.Contains(vm.Pending(), "cpus") {
+		t.Errorf("what is again as it runs waits:\n%s", vm.Pending())
+	}
+}

@@ -38,6 +38,7 @@ type VM struct {
 	state    State
 	reason   string    // why it is failed
 	since    time.Time // of state
+	turns    uint64    // how often turn changed state
 	launch   *launch   // from the start on until its end is recorded; nil otherwise
 	held     bool      // mkdir's counterparts are at work: no start now
 	fast     int       // launches in a row that came too fast
