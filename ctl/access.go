@@ -3,6 +3,7 @@ package ctl
 import (
 	"fmt"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,20 +56,49 @@ func (n node) over(a Access) Access {
 	return a
 }
 
-// access is who may do what with a file; mode is what it has by default.
-func (d *definition) access(path string, mode uint32) Access {
+// Default is who may do what with a file until somebody changes that.
+type Default struct {
+	Mode uint32
+	Root bool // it is root's; else it belongs to the directory's owner and group
+}
+
+// access is who may do what with a file; def is what holds by default.
+func (d *definition) access(path string, def Default) Access {
 	a := d.nodes[""].over(Access{Mode: 0o755})
 	if path == "" {
 		return a
 	}
 	if path == "live" { // what is open there says what the machine's own files say
-		mode &= a.Mode
+		def.Mode &= a.Mode
 	}
-	a.Mode = mode
+	if a.Mode = def.Mode; def.Root {
+		a.UID, a.GID = 0, 0
+	}
 	if n, ok := d.nodes[path]; ok {
 		a = n.over(a)
 	}
 	return a
+}
+
+// What Allows can be asked, as in the last digit of a mode.
+const (
+	MaySearch = 1 << iota
+	MayWrite
+	MayRead
+)
+
+// Allows reports whether by has all of the permissions want.
+func (a Access) Allows(by Cred, want uint32) bool {
+	bits := a.Mode
+	switch {
+	case by.UID == 0:
+		return true
+	case by.UID == a.UID:
+		bits >>= 6
+	case by.GID == a.GID || slices.Contains(by.Groups, a.GID):
+		bits >>= 3
+	}
+	return bits&want == want
 }
 
 // change notes c for path in nodes and reports whether that changed anything.

@@ -8,22 +8,29 @@ import (
 	"syscall"
 )
 
-// Attr describes one attribute of a machine: one file, one value. The N of
-// disk/N stands for a number from 0 to MaxDisks-1.
+// Attr describes one attribute of an object: one file, one value. The N of
+// disk/N and nic/N stands for a number from 0 to MaxParts-1.
 type Attr struct {
 	Name    string
 	Default string // what an unset one reads; empty for none
 	Values  string // for help
 	Path    bool   // a path of the host, opened with the rights of who set it
-	Live    bool   // acts on a machine that runs; the others wait for the next start
+	Live    bool   // acts on what runs; the others wait for the next start
+	Root    bool   // root's, whoever owns the object
 
 	canon func(string) (string, error) // the canonical form, or why not
 }
 
-// MaxDisks is how many disks a machine can have.
-const MaxDisks = 16
+// Access is who may do what with the attribute's file until somebody changes
+// that.
+func (a *Attr) Access() Default {
+	if a.Root {
+		return Default{Mode: 0o644, Root: true}
+	}
+	return Default{Mode: 0o640}
+}
 
-// Attrs are the attributes, in the order of help.
+// Attrs are the attributes of a machine, in the order of help.
 var Attrs = []Attr{
 	{Name: "cpus", Default: "1", Values: "1..64", canon: canonCPUs},
 	{Name: "memory", Default: "512M", Values: "bytes with K M G T, at least 1M", canon: canonMemory},
@@ -40,40 +47,6 @@ var Attrs = []Attr{
 	{Name: "disk/N/path", Values: "path of an image", Path: true, canon: canonPath},
 	{Name: "disk/N/format", Default: "auto", Values: "auto raw qcow2; auto is settled at the first start", canon: oneOf("auto", "raw", "qcow2")},
 	{Name: "disk/N/readonly", Default: "no", Values: "yes no", canon: canonBool},
-}
-
-var attrByName = func() map[string]*Attr {
-	m := make(map[string]*Attr)
-	for i := range Attrs {
-		m[Attrs[i].Name] = &Attrs[i]
-	}
-	return m
-}()
-
-// attrOf finds the attribute that path names and, for one of a disk, its
-// number; -1 otherwise.
-func attrOf(path string) (a *Attr, disk int, err error) {
-	name, disk := path, -1
-	if rest, ok := strings.CutPrefix(path, "disk/"); ok {
-		n, file, _ := strings.Cut(rest, "/")
-		if disk, err = diskNumber(n); err != nil {
-			return nil, -1, err
-		}
-		name = "disk/N/" + file
-	}
-	if a = attrByName[name]; a == nil {
-		return nil, -1, Errorf(syscall.EINVAL, "%.80s: no such attribute", path)
-	}
-	return a, disk, nil
-}
-
-// diskNumber parses the N of disk/N.
-func diskNumber(s string) (int, error) {
-	n, err := strconv.ParseUint(s, 10, 8)
-	if err != nil || n >= MaxDisks || strconv.FormatUint(n, 10) != s {
-		return -1, Errorf(syscall.EINVAL, "disk/%.20s: a disk is numbered 0 to %d", s, MaxDisks-1)
-	}
-	return int(n), nil
 }
 
 // canonical gives the canonical form of a value of a; empty stays empty.
@@ -178,7 +151,7 @@ func oneOf(words ...string) func(string) (string, error) {
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// checkName says whether a machine can be called name.
+// checkName says whether an object can be called name.
 func checkName(name string) error {
 	if !nameForm.MatchString(name) {
 		return Errorf(syscall.EINVAL, "name %.80q: 1 to 63 of A-Z a-z 0-9 . - _, the first a letter or digit", name)

@@ -1,6 +1,8 @@
 package ctl
 
 import (
+	"maps"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -21,15 +23,18 @@ func (d *definition) get(path string) string {
 	if v := d.attrs[path]; v.text != "" {
 		return v.text
 	}
-	if a, disk, err := attrOf(path); err == nil && (disk < 0 || d.disks[disk]) {
+	if a, p, err := d.kind.attrOf(path); err == nil && d.has(p) {
 		return a.Default
 	}
 	return ""
 }
 
+// has reports whether p is there, or none.
+func (d *definition) has(p Part) bool { return p == Part{} || d.parts[p] }
+
 // set changes one attribute in d. It reports whether that changed anything.
 func (d *definition) set(by Cred, path, text string, now time.Time) (bool, error) {
-	a, disk, err := attrOf(path)
+	a, p, err := d.kind.attrOf(path)
 	if err != nil {
 		return false, err
 	}
@@ -37,26 +42,39 @@ func (d *definition) set(by Cred, path, text string, now time.Time) (bool, error
 	if err != nil {
 		return false, Errorf(syscall.EINVAL, "%s: %v", path, err)
 	}
-	if disk >= 0 && !d.disks[disk] {
+	if !d.has(p) {
 		if text == "" {
-			return false, Errorf(syscall.ENOENT, "%s: no such disk", path)
+			return false, Errorf(syscall.ENOENT, "%s: no such %s", path, partNames[p.Dir])
 		}
-		d.disks[disk] = true
+		d.parts[p] = true
 	}
 	// What is there already is no change, so a path keeps the rights of who
 	// set it when somebody else writes the same.
 	old := d.attrs[path]
-	if old.text == text || old.text == "" && text == a.Default && !d.whole {
+	if old.text == text || !d.whole && old.text == "" && text == a.Default {
 		return false, nil
+	}
+	if err := d.mayChange(by, path); err != nil {
+		return false, err
 	}
 	d.attrs[path] = value{text, by.UID, now}
 	switch a.Name {
 	case "disk/N/path":
-		d.unsettle(disk, by, now)
+		d.unsettle(p.N, by, now)
 	case "disk/N/format":
-		delete(d.settled, disk)
+		delete(d.settled, p.N)
 	}
 	return true, nil
+}
+
+// mayChange refuses a change of what is root's by one who may not write its
+// file. All else follows from the right to the definition.
+func (d *definition) mayChange(by Cred, path string) error {
+	a, _, err := d.kind.attrOf(path)
+	if err != nil || !a.Root || d.whole || d.access(path, a.Access()).Allows(by, MayWrite) {
+		return nil
+	}
+	return Errorf(syscall.EACCES, "%s: %s may not write it", path, by)
 }
 
 // unsettle makes the format of a disk whose image changed be looked at
@@ -69,31 +87,49 @@ func (d *definition) unsettle(disk int, by Cred, now time.Time) {
 	}
 }
 
-func diskAttr(n int, file string) string {
-	return "disk/" + strconv.Itoa(n) + "/" + file
-}
+func diskAttr(n int, file string) string { return Part{"disk", n}.attr(file) }
 
-// removeDisk takes disk n and its values out of d.
-func (d *definition) removeDisk(n int) error {
-	if !d.disks[n] {
-		return Errorf(syscall.ENOENT, "disk/%d: no such disk", n)
+// addPart makes a part without values.
+func (d *definition) addPart(p Part) error {
+	if _, err := d.kind.part(p.Dir, strconv.Itoa(p.N)); err != nil {
+		return err
 	}
-	delete(d.disks, n)
-	delete(d.settled, n)
-	prefix := diskAttr(n, "")
-	for path := range d.attrs {
-		if strings.HasPrefix(path, prefix) {
-			delete(d.attrs, path)
-		}
+	if d.parts[p] {
+		return Errorf(syscall.EEXIST, "%s: it is there", p)
 	}
-	d.dropPolicy(n)
+	d.parts[p] = true
 	return nil
 }
 
-// dropPolicy forgets who may do what with a disk that goes: the next one of
+// removePart takes a part and its values out of d.
+func (d *definition) removePart(by Cred, p Part) error {
+	if !d.parts[p] {
+		return Errorf(syscall.ENOENT, "%s: no such %s", p, partNames[p.Dir])
+	}
+	prefix := p.attr("")
+	for path, v := range d.attrs {
+		if !strings.HasPrefix(path, prefix) {
+			continue
+		}
+		if v.text != "" {
+			if err := d.mayChange(by, path); err != nil {
+				return err
+			}
+		}
+		delete(d.attrs, path)
+	}
+	delete(d.parts, p)
+	if p.Dir == "disk" {
+		delete(d.settled, p.N)
+	}
+	d.dropPolicy(p)
+	return nil
+}
+
+// dropPolicy forgets who may do what with a part that goes: the next one of
 // its number is another.
-func (d *definition) dropPolicy(n int) {
-	prefix := diskAttr(n, "")
+func (d *definition) dropPolicy(p Part) {
+	prefix := p.attr("")
 	for path := range d.nodes {
 		if strings.HasPrefix(path+"/", prefix) {
 			delete(d.nodes, path)
@@ -155,7 +191,7 @@ func (d *definition) editLine(by Cred, line string, now time.Time) (bool, error)
 	case path == "edition":
 		return false, d.checkEdition(text)
 	case !ok || text == "":
-		if _, _, err := attrOf(path); err != nil {
+		if _, _, err := d.kind.attrOf(path); err != nil {
 			return false, err
 		}
 		return false, Errorf(syscall.EINVAL, "%s: no value; -%s unsets it", path, path)
@@ -165,12 +201,12 @@ func (d *definition) editLine(by Cred, line string, now time.Time) (bool, error)
 
 // unset is what a line `-path` does.
 func (d *definition) unset(by Cred, path string, now time.Time) (bool, error) {
-	if n, ok := strings.CutPrefix(path, "disk/"); ok && !strings.Contains(n, "/") {
-		disk, err := diskNumber(n)
+	if dir, n, ok := strings.Cut(path, "/"); ok && slices.Contains(d.kind.parts, dir) && !strings.Contains(n, "/") {
+		p, err := d.kind.part(dir, n)
 		if err != nil {
 			return false, err
 		}
-		return true, d.removeDisk(disk)
+		return true, d.removePart(by, p)
 	}
 	return d.set(by, path, "", now)
 }
@@ -193,34 +229,50 @@ func (d *definition) replace(by Cred, text string, now time.Time) (changed bool,
 	if !ok || !strings.HasSuffix("\n"+body, "\nend\n") {
 		return false, Errorf(syscall.EINVAL, "config: a whole definition is a line begin, lines, and a line end")
 	}
+	was := d.parts
 	body = "\n" + strings.TrimSuffix(body, "end\n") // the line begin counts, as in the writer's file
 
-	next := &definition{edition: d.edition, whole: true, attrs: map[string]value{}, disks: map[int]bool{}, settled: map[int]bool{}}
+	next := &definition{kind: d.kind, edition: d.edition, whole: true, attrs: map[string]value{}, parts: map[Part]bool{}, settled: map[int]bool{}}
 	if _, err := next.edit(by, body, now); err != nil {
 		return false, err
 	}
 	next.keepSettled(d)
-	for path, v := range next.attrs {
-		if old := d.attrs[path]; old.text == v.text {
-			next.attrs[path] = old
-		} else {
-			changed = true
+	changed, err = next.takeOver(d, by, now)
+	if err != nil {
+		return false, err
+	}
+	next.dropStale()
+	for p := range d.parts {
+		if !next.parts[p] {
+			d.dropPolicy(p)
 		}
+	}
+	d.attrs, d.parts, d.settled = next.attrs, next.parts, next.settled
+	return changed || !maps.Equal(d.parts, was), nil
+}
+
+// takeOver makes what is said in d as it was in old keep its setter and its
+// time, and unsets what is not said any more.
+func (d *definition) takeOver(old *definition, by Cred, now time.Time) (changed bool, err error) {
+	differs := func(path string) error {
+		changed = true
+		return old.mayChange(by, path)
 	}
 	for path, v := range d.attrs {
-		if _, said := next.attrs[path]; !said && v.text != "" {
-			next.attrs[path] = value{"", by.UID, now}
-			changed = true
+		if was := old.attrs[path]; was.text == v.text {
+			d.attrs[path] = was
+		} else if err := differs(path); err != nil {
+			return false, err
 		}
 	}
-	changed = changed || len(next.disks) != len(d.disks)
-	next.dropStale()
-	for n := range d.disks {
-		if !next.disks[n] {
-			d.dropPolicy(n)
+	for path, v := range old.attrs {
+		if _, said := d.attrs[path]; !said && v.text != "" {
+			if err := differs(path); err != nil {
+				return false, err
+			}
+			d.attrs[path] = value{"", by.UID, now}
 		}
 	}
-	d.attrs, d.disks, d.settled = next.attrs, next.disks, next.settled
 	return changed, nil
 }
 
@@ -239,10 +291,10 @@ func (d *definition) keepSettled(old *definition) {
 	}
 }
 
-// dropStale forgets values of disks that are not there.
+// dropStale forgets values of parts that are not there.
 func (d *definition) dropStale() {
 	for path := range d.attrs {
-		if _, disk, err := attrOf(path); err != nil || disk >= 0 && !d.disks[disk] {
+		if _, p, err := d.kind.attrOf(path); err != nil || !d.has(p) {
 			delete(d.attrs, path)
 		}
 	}

@@ -191,7 +191,7 @@ func TestConfig(t *testing.T) {
 		t.Errorf("a default that was said is not there:\n%s", vm.Config())
 	}
 	ok(t, vm.Replace(root, "begin\nkernel "+kernel+"\nend\n"))
-	if want := "begin\nkernel " + kernel + "\nend\n"; vm.Config() != want || len(vm.Disks()) != 0 {
+	if want := "begin\nkernel " + kernel + "\nend\n"; vm.Config() != want || len(vm.Parts("disk")) != 0 {
 		t.Errorf("config:\n%swant:\n%s", vm.Config(), want)
 	}
 }
@@ -216,10 +216,10 @@ func TestEverythingOutlivesTheDaemon(t *testing.T) {
 	if again.Config() != vm.Config() || again.Serial() != vm.Serial() || again.ID() != vm.ID() || !again.Mtime("cpus").Equal(vm.Mtime("cpus")) {
 		t.Errorf("read back:\n%swant:\n%s", again.Config(), vm.Config())
 	}
-	if got, want := again.Access("do/start", ctl.Access{Mode: 0o660}), (ctl.Access{Mode: 0o640, UID: 2001, GID: 2001}); got != want {
+	if got, want := again.Access("do/start", ctl.Default{Mode: 0o660}), (ctl.Access{Mode: 0o640, UID: 2001, GID: 2001}); got != want {
 		t.Errorf("do/start is %v, want %v", got, want)
 	}
-	if got, want := again.Access("do/stop", ctl.Access{Mode: 0o660}), (ctl.Access{Mode: 0o660, UID: 2001, GID: 7}); got != want {
+	if got, want := again.Access("do/stop", ctl.Default{Mode: 0o660}), (ctl.Access{Mode: 0o660, UID: 2001, GID: 7}); got != want {
 		t.Errorf("do/stop is %v, want %v", got, want)
 	}
 	if got := m.Access("vm", ctl.Access{Mode: 0o1755}); got.Mode != 0o640 {

@@ -3,6 +3,7 @@ package ctl
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -10,10 +11,12 @@ import (
 	"time"
 )
 
-// definition is all that is kept of one machine. A definition that others
+// definition is all that is kept of one object. A definition that others
 // can see is never changed: a change is made to a clone, saved, and put in
 // its place.
 type definition struct {
+	kind *kind
+
 	id         uint32 // the lowest free one at mkdir
 	serial     uint64 // never used again
 	generation uint64 // of the last launch
@@ -22,7 +25,7 @@ type definition struct {
 	changed    time.Time // when config was changed last
 
 	attrs   map[string]value
-	disks   map[int]bool
+	parts   map[Part]bool
 	settled map[int]bool    // disks whose format was looked at, not written
 	nodes   map[string]node // files whose mode or owner was set; "" is the directory
 
@@ -38,32 +41,44 @@ type definition struct {
 	whole bool // being made of a whole text, where a default that is said stays said
 }
 
-func newDefinition(id uint32, serial uint64, now time.Time) *definition {
-	return &definition{id: id, serial: serial, created: now, changed: now,
-		attrs: map[string]value{}, disks: map[int]bool{}, settled: map[int]bool{}, nodes: map[string]node{}}
+func newDefinition(k *kind, id uint32, serial uint64, now time.Time) *definition {
+	return &definition{kind: k, id: id, serial: serial, created: now, changed: now,
+		attrs: map[string]value{}, parts: map[Part]bool{}, settled: map[int]bool{}, nodes: map[string]node{}}
 }
 
 func (d *definition) clone() *definition {
 	c := *d
-	c.attrs, c.disks, c.settled, c.nodes = maps.Clone(d.attrs), maps.Clone(d.disks), maps.Clone(d.settled), maps.Clone(d.nodes)
+	c.attrs, c.parts, c.settled, c.nodes = maps.Clone(d.attrs), maps.Clone(d.parts), maps.Clone(d.settled), maps.Clone(d.nodes)
 	return &c
+}
+
+// numbers are those of the parts in a directory, in order.
+func (d *definition) numbers(dir string) []int {
+	var list []int
+	for p := range d.parts {
+		if p.Dir == dir {
+			list = append(list, p.N)
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // values are the attributes that a launch depends on and that are set or have
 // a default, by path.
 func (d *definition) values() map[string]string {
 	m := make(map[string]string)
-	for _, a := range Attrs {
-		if a.Live {
-			continue
-		}
-		if !strings.HasPrefix(a.Name, "disk/") {
+	for _, a := range d.kind.attrs {
+		dir, file, ofPart := strings.Cut(a.Name, "/N/")
+		switch {
+		case a.Live:
+		case !ofPart:
 			m[a.Name] = d.get(a.Name)
-			continue
-		}
-		for n := range d.disks {
-			path := strings.Replace(a.Name, "N", strconv.Itoa(n), 1)
-			m[path] = d.get(path)
+		default:
+			for _, n := range d.numbers(dir) {
+				path := Part{dir, n}.attr(file)
+				m[path] = d.get(path)
+			}
 		}
 	}
 	maps.DeleteFunc(m, func(_, v string) bool { return v == "" })
@@ -90,8 +105,8 @@ func (d *definition) text() string {
 	if d.failed != "" {
 		line("failed %s", oneLine(d.failed))
 	}
-	for _, n := range sortedKeys(d.disks) {
-		line("disk %d", n)
+	for _, p := range slices.SortedFunc(maps.Keys(d.parts), byPart) {
+		line("%s %d", p.Dir, p.N)
 	}
 	for _, n := range sortedKeys(d.settled) {
 		line("settled %d", n)
@@ -116,8 +131,8 @@ func (d *definition) text() string {
 }
 
 // parseDefinition reads what text wrote. A line whose key is unknown is kept.
-func parseDefinition(text string) (*definition, error) {
-	d := newDefinition(0, 0, time.Time{})
+func parseDefinition(k *kind, text string) (*definition, error) {
+	d := newDefinition(k, 0, 0, time.Time{})
 	body, ok := strings.CutSuffix(text, "\n")
 	if !ok {
 		return nil, fmt.Errorf("the last line does not end")
@@ -125,6 +140,9 @@ func parseDefinition(text string) (*definition, error) {
 	for i, line := range strings.Split(body, "\n") {
 		key, rest, _ := strings.Cut(line, " ")
 		parse := definitionLines[key]
+		if slices.Contains(k.parts, key) {
+			parse = func(d *definition, s string) error { return d.parsePart(key, s) }
+		}
 		if parse == nil {
 			d.unknown = append(d.unknown, line)
 			continue
@@ -153,8 +171,7 @@ var definitionLines = map[string]func(d *definition, rest string) error{
 	"created":    func(d *definition, s string) error { return instant(&d.created, s) },
 	"changed":    func(d *definition, s string) error { return instant(&d.changed, s) },
 	"failed":     func(d *definition, s string) error { d.failed = s; return nil },
-	"disk":       func(d *definition, s string) error { return mark(d.disks, s) },
-	"settled":    func(d *definition, s string) error { return mark(d.settled, s) },
+	"settled":    parseSettled,
 	"exit":       parseExit,
 	"attr":       parseAttr,
 	"launched":   func(d *definition, s string) error { return pair(&d.launched, s) },
@@ -176,7 +193,7 @@ func parseAttr(d *definition, s string) error {
 	if len(f) != 4 {
 		return syscall.EINVAL
 	}
-	if _, _, err := attrOf(f[0]); err != nil {
+	if _, _, err := d.kind.attrOf(f[0]); err != nil {
 		d.unknown = append(d.unknown, "attr "+s)
 		return nil
 	}
@@ -209,10 +226,18 @@ func instant(to *time.Time, s string) (err error) {
 	return err
 }
 
-func mark(set map[int]bool, s string) error {
-	n, err := diskNumber(s)
+func (d *definition) parsePart(dir, s string) error {
+	p, err := d.kind.part(dir, s)
 	if err == nil {
-		set[n] = true
+		d.parts[p] = true
+	}
+	return err
+}
+
+func parseSettled(d *definition, s string) error {
+	p, err := d.kind.part("disk", s)
+	if err == nil {
+		d.settled[p.N] = true
 	}
 	return err
 }

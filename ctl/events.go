@@ -42,7 +42,7 @@ const eventsKept = 4096
 type event struct {
 	seq  uint64
 	at   time.Time
-	vm   uint64 // serial of the machine; 0 none
+	of   uint64 // serial of the object; 0 none
 	line string // with its newline
 }
 
@@ -109,7 +109,7 @@ func parseEvent(line string) (event, bool) {
 	}
 	var e event
 	e.line = line[len(f[0])+1:] + "\n"
-	err1 := number(&e.vm, f[0])
+	err1 := number(&e.of, f[0])
 	err2 := number(&e.seq, f[1])
 	err3 := instant(&e.at, f[2])
 	return e, err1 == nil && err2 == nil && err3 == nil
@@ -134,7 +134,7 @@ func (l *eventLog) rewrite() error {
 	}
 	var b strings.Builder
 	for _, e := range l.ring {
-		fmt.Fprintf(&b, "%d %s", e.vm, e.line)
+		fmt.Fprintf(&b, "%d %s", e.of, e.line)
 	}
 	kept := l.seq + eventBlock
 	b.WriteString(l.reserved(kept))
@@ -165,7 +165,7 @@ func (l *eventLog) reserve() {
 }
 
 // append makes an event. The event stands even if the file cannot be written.
-func (l *eventLog) append(vm uint64, object, name, user, detail string) {
+func (l *eventLog) append(of uint64, object, name, user, detail string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -176,7 +176,7 @@ func (l *eventLog) append(vm uint64, object, name, user, detail string) {
 	if l.debug != nil {
 		l.debug(line)
 	}
-	e := event{l.seq + 1, now, vm, line + "\n"}
+	e := event{l.seq + 1, now, of, line + "\n"}
 	l.add(e)
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -187,20 +187,20 @@ func (l *eventLog) append(vm uint64, object, name, user, detail string) {
 	if l.seq > l.kept {
 		l.reserve()
 	}
-	fmt.Fprintf(l.file, "%d %s", vm, e.line)
+	fmt.Fprintf(l.file, "%d %s", of, e.line)
 	l.lines++
 }
 
-// text is events.log: of one machine, or of all with vm 0.
-func (l *eventLog) text(vm uint64) string {
+// text is events.log: of one object, or of all with 0.
+func (l *eventLog) text(of uint64) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var b strings.Builder
-	if vm == 0 {
+	if of == 0 {
 		b.Grow(int(l.size))
 	}
 	for i := range l.ring {
-		if vm == 0 || l.ring[i].vm == vm {
+		if of == 0 || l.ring[i].of == of {
 			b.WriteString(l.ring[i].line)
 		}
 	}
@@ -214,12 +214,12 @@ func (l *eventLog) count() uint64 {
 	return l.seq
 }
 
-// last is when the last event of a machine was, or of all with vm 0.
-func (l *eventLog) last(vm uint64) time.Time {
+// last is when the last event of an object was, or of all with 0.
+func (l *eventLog) last(of uint64) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := len(l.ring) - 1; i >= 0; i-- {
-		if vm == 0 || l.ring[i].vm == vm {
+		if of == 0 || l.ring[i].of == of {
 			return l.ring[i].at
 		}
 	}
@@ -229,27 +229,27 @@ func (l *eventLog) last(vm uint64) time.Time {
 // EventReader reads events as they come, from its opening on.
 type EventReader struct {
 	log  *eventLog
-	vm   *VM // nil for all
+	of   *object // nil for all
 	mu   sync.Mutex
 	next uint64 // the first event not yet read
 }
 
-func (l *eventLog) reader(vm *VM) *EventReader {
+func (l *eventLog) reader(of *object) *EventReader {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return &EventReader{log: l, vm: vm, next: l.seq + 1}
+	return &EventReader{log: l, of: of, next: l.seq + 1}
 }
 
 // Read gives whole lines: as many as there are and fit. With wait it waits
-// for the first; without, nothing is io.EOF. A machine's reader ends with
-// io.EOF when the machine is removed. EINVAL if p is too small for a line.
+// for the first; without, nothing is io.EOF. An object's reader ends with
+// io.EOF when the object is removed. EINVAL if p is too small for a line.
 func (r *EventReader) Read(ctx context.Context, p []byte, wait bool) (int, error) {
 	for {
 		n, changed, err := r.take(p)
 		if n > 0 || err != nil {
 			return n, err
 		}
-		if !wait || r.vm != nil && r.vm.Removed() {
+		if !wait || r.of != nil && r.of.Removed() {
 			return 0, io.EOF
 		}
 		select {
@@ -276,7 +276,7 @@ func (r *EventReader) take(p []byte) (n int, changed chan struct{}, err error) {
 	}
 	for ; r.next <= l.seq; r.next++ {
 		e := &l.ring[r.next-oldest]
-		if r.vm != nil && e.vm != r.vm.serial {
+		if r.of != nil && e.of != r.of.serial {
 			continue
 		}
 		if n+len(e.line) > len(p) {

@@ -216,12 +216,12 @@ func TestKillAtTheEndOfAStart(t *testing.T) {
 // The policy of a disk goes with it.
 func TestDiskPolicyGoes(t *testing.T) {
 	_, vm, _, _ := hostileMachine(t)
-	ok(t, vm.AddDisk(alice, 0))
+	ok(t, vm.AddPart(alice, ctl.Part{Dir: "disk"}))
 	mode := uint32(0o666)
 	ok(t, vm.SetAccess(alice, "disk/0/path", ctl.AccessChange{Mode: &mode}))
-	ok(t, vm.RemoveDisk(alice, 0))
-	ok(t, vm.AddDisk(alice, 0))
-	if a := vm.Access("disk/0/path", ctl.Access{Mode: 0o640}); a.Mode != 0o640 {
+	ok(t, vm.RemovePart(alice, ctl.Part{Dir: "disk"}))
+	ok(t, vm.AddPart(alice, ctl.Part{Dir: "disk"}))
+	if a := vm.Access("disk/0/path", ctl.Default{Mode: 0o640}); a.Mode != 0o640 {
 		t.Errorf("the next disk 0 has a path of mode %o", a.Mode)
 	}
 }

@@ -156,7 +156,7 @@ func (vm *VM) rebooted(l *launch) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
 	if err := g.Kill(ctx, "host", "rebooted too fast", true); err != nil {
-		vm.m.failed("vm %s: %v", vm.Name(), err)
+		vm.failed(err)
 	}
 	return true
 }
@@ -184,7 +184,7 @@ func (vm *VM) finish(l *launch, how *Exit) {
 		return true, nil
 	})
 	if err != nil {
-		vm.m.failed("vm %s: %v", vm.Name(), err)
+		vm.failed(err)
 	}
 	vm.release(l)
 
@@ -200,8 +200,8 @@ func (vm *VM) finish(l *launch, how *Exit) {
 	case exit.Restart && !vm.m.draining.Load():
 		vm.restartBy(exit.Who)
 	case !exit.Failed && vm.Get("ephemeral") == "yes":
-		if err := vm.m.remove("-", vm); err != nil {
-			vm.m.failed("vm %s: %v", vm.Name(), err)
+		if err := vm.in.remove("-", &vm.object); err != nil {
+			vm.failed(err)
 		}
 	}
 }
@@ -218,7 +218,7 @@ func (vm *VM) release(l *launch) {
 		g.Close()
 	}
 	if err := vm.m.Host.End(ctx, vm.id); err != nil {
-		vm.m.failed("vm %s: %v", vm.Name(), err)
+		vm.failed(err)
 	}
 }
 
@@ -237,10 +237,10 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, p := range procs {
 		alive[p.ID] = true
-		vm := m.byID[p.ID]
-		if vm == nil {
+		vm, ok := m.vms.numbered(p.ID)
+		if !ok {
 			m.surprised("guest process %d runs a machine %d that is not defined in %s: it is left alone", p.PID, p.ID, m.State)
-			m.byID[p.ID] = nil // the id is not free
+			m.vms.foreign[p.ID] = true
 			continue
 		}
 		l := vm.present(p.PID)
@@ -383,7 +383,7 @@ func (vm *VM) recordAdopted(l *launch) {
 		return true, nil
 	})
 	if err != nil {
-		vm.m.failed("vm %s: %v", vm.Name(), err)
+		vm.failed(err)
 	}
 }
 

@@ -23,7 +23,7 @@ type Options struct {
 	Log     func(format string, args ...any) // a line for the operator; nil for silence
 }
 
-// Manager holds every machine. It is made by Open and lives as long as the
+// Manager holds every machine and every switch. It is made by Open and lives as long as the
 // process.
 type Manager struct {
 	Options
@@ -34,14 +34,14 @@ type Manager struct {
 
 	late lateSync
 
-	making sync.Mutex // one of mkdir, rmdir, mv and chmod of a machineless file at a time
+	making sync.Mutex // one of mkdir, rmdir, mv and chmod of a file of no object at a time
 	root   rootState
 	used   uint64 // serial numbers given out
 
-	mu     sync.RWMutex
-	byName map[string]*VM
-	byID   map[uint32]*VM
-	sorted []*VM // by name; nil when it has to be made again
+	mu sync.RWMutex // of root
+
+	vms   *shelf[*VM]
+	kinds map[string]shelved // by the directory in the tree
 
 	count    counters
 	died     sync.Map     // words of Exited, by id
@@ -53,7 +53,7 @@ type Manager struct {
 
 // Change tells that files are not what they were, for a door that caches.
 type Change struct {
-	VM   *VM // nil for files of no machine
+	Obj  Object // nil for files of none
 	Name string
 	What What
 }
@@ -64,7 +64,7 @@ type What int
 const (
 	Created  What = iota // Name is there
 	Removed              // Name is gone
-	Renamed              // Name is gone, VM.Name is there
+	Renamed              // Name is gone, Obj.Name is there
 	Contents             // sizes and times
 	Policy               // modes and owners
 )
@@ -81,8 +81,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state %s: %w", o.State, err)
 	}
-	m := &Manager{Options: o, started: time.Now(), log: log, root: root, used: root.serials,
-		byName: map[string]*VM{}, byID: map[uint32]*VM{}, activity: newSignal()}
+	m := &Manager{Options: o, started: time.Now(), log: log, root: root, used: root.serials, activity: newSignal()}
+	m.vms = newShelf(m, machines, m.newVM)
+	m.kinds = map[string]shelved{machines.dir: m.vms}
 	m.level.Store(logLevels["log info"])
 	log.debug = func(line string) { m.tell(2, "%s", line) }
 	if err := m.load(); err != nil {
@@ -120,7 +121,6 @@ func (m *Manager) tell(level int32, format string, args ...any) {
 func (m *Manager) failed(format string, args ...any)    { m.tell(0, format, args...) }
 func (m *Manager) surprised(format string, args ...any) { m.tell(1, format, args...) }
 
-func (m *Manager) vmDir() string      { return filepath.Join(m.State, "vm") }
 func (m *Manager) removedDir() string { return filepath.Join(m.State, "removed") }
 
 // load reads every definition.
@@ -128,19 +128,9 @@ func (m *Manager) load() error {
 	if err := m.makeDirs(); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(m.vmDir())
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		name := e.Name()
-		if strings.HasPrefix(name, ".new-") {
-			os.RemoveAll(filepath.Join(m.vmDir(), name)) // a mkdir that a crash cut short
-			continue
-		}
-		if err := m.loadVM(name); err != nil {
-			m.failed("vm %s: %v: it keeps its name and is not served", name, err)
-			m.byName[name] = nil
+	for _, dir := range sortedKeys(m.kinds) {
+		if err := m.kinds[dir].load(); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -149,7 +139,11 @@ func (m *Manager) load() error {
 // makeDirs makes the directories below STATE that are not there.
 func (m *Manager) makeDirs() error {
 	made := false
-	for _, dir := range []string{m.vmDir(), m.removedDir()} {
+	dirs := []string{m.removedDir()}
+	for _, s := range m.kinds {
+		dirs = append(dirs, s.dir())
+	}
+	for _, dir := range dirs {
 		switch err := os.Mkdir(dir, 0o700); {
 		case err == nil:
 			made = true
@@ -163,102 +157,38 @@ func (m *Manager) makeDirs() error {
 	return syncDir(m.State)
 }
 
-func (m *Manager) loadVM(name string) error {
-	if err := checkName(name); err != nil {
-		return err
-	}
-	text, err := os.ReadFile(filepath.Join(m.vmDir(), name, "definition"))
-	if err != nil {
-		return err
-	}
-	d, err := parseDefinition(string(text))
-	if err != nil {
-		return err
-	}
-	if other := m.byID[d.id]; other != nil {
-		return fmt.Errorf("id %d is %s's", d.id, other.Name())
-	}
-	vm := newVM(m, name, d)
-	m.byName[name], m.byID[d.id] = vm, vm
-	m.used = max(m.used, d.serial+1)
-	return nil
-}
+// Find finds an object in a directory of objects.
+func (m *Manager) Find(dir, name string) (Object, bool) { return m.kinds[dir].find(name) }
 
-// keptRemoved is how long a removed definition stays in STATE/removed.
-const keptRemoved = 30 * 24 * time.Hour
+// List has the objects of a directory, by name. The slice is not to be
+// changed, and is the same as long as none comes or goes.
+func (m *Manager) List(dir string) []Object { return m.kinds[dir].list() }
 
-func (m *Manager) forgetRemoved() {
-	dir := m.removedDir()
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > keptRemoved {
-			os.RemoveAll(filepath.Join(dir, e.Name()))
-		}
-	}
+// Make makes an object that belongs to by and gid. mode is the directory's.
+// EINVAL for a name that none can have, EEXIST.
+func (m *Manager) Make(by Cred, dir, name string, mode, gid uint32) (Object, error) {
+	return m.kinds[dir].create(by, name, mode, gid)
 }
 
 // VM finds a machine; nil if there is none of that name.
 func (m *Manager) VM(name string) *VM {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return m.byName[name]
+	vm, _ := m.vms.named(name)
+	return vm
 }
 
 // VMs are all machines, by name. The slice is not to be changed.
-func (m *Manager) VMs() []*VM {
-	m.mu.RLock()
-	list := m.sorted
-	m.mu.RUnlock()
-	if list != nil {
-		return list
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.sorted == nil {
-		m.sorted = make([]*VM, 0, len(m.byName))
-		for _, name := range sortedKeys(m.byName) {
-			if vm := m.byName[name]; vm != nil {
-				m.sorted = append(m.sorted, vm)
-			}
-		}
-	}
-	return m.sorted
-}
+func (m *Manager) VMs() []*VM { return m.vms.all() }
 
-// Create makes a machine that belongs to by and gid. mode is the directory's.
-// EINVAL for a name that none can have, EEXIST.
+// Create is Make of a machine.
 func (m *Manager) Create(by Cred, name string, mode, gid uint32) (*VM, error) {
-	if err := checkName(name); err != nil {
-		return nil, err
-	}
-	m.making.Lock()
-	defer m.making.Unlock()
-	if m.taken(name) {
-		return nil, Errorf(syscall.EEXIST, "mkdir %s: the name is taken", name)
-	}
-	serial, err := m.nextSerial()
-	if err != nil {
-		return nil, saveError("mkdir "+name, err)
-	}
-	d := newDefinition(m.freeID(), serial, time.Now())
-	d.nodes[""] = node{int64(mode & 0o1777), int64(by.UID), int64(gid)}
-	if err := m.store(name, d); err != nil {
-		return nil, saveError("mkdir "+name, err)
-	}
-	vm := newVM(m, name, d)
-	m.mu.Lock()
-	m.byName[name], m.byID[d.id], m.sorted = vm, vm, nil
-	m.mu.Unlock()
-	vm.event("created", by.String(), "")
-	m.changed(Change{vm, name, Created})
-	return vm, nil
+	return m.vms.make(by, name, mode, gid)
 }
 
 // CreateFree makes a machine with a name that is free: vm and a number.
 func (m *Manager) CreateFree(by Cred, mode, gid uint32) (*VM, error) {
 	for n := 1; ; n++ {
 		name := "vm" + strconv.Itoa(n)
-		if m.taken(name) {
+		if m.vms.taken(name) {
 			continue
 		}
 		vm, err := m.Create(by, name, mode, gid)
@@ -268,50 +198,8 @@ func (m *Manager) CreateFree(by Cred, mode, gid uint32) (*VM, error) {
 	}
 }
 
-func (m *Manager) taken(name string) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	_, ok := m.byName[name]
-	return ok
-}
-
-// store makes STATE/vm/NAME, whole or not at all.
-func (m *Manager) store(name string, d *definition) error {
-	tmp, dir := filepath.Join(m.vmDir(), ".new-"+name), filepath.Join(m.vmDir(), name)
-	err := os.Mkdir(tmp, 0o700)
-	if err == nil {
-		err = writeFile(filepath.Join(tmp, "definition"), d.text())
-	}
-	if err == nil {
-		err = syncDir(tmp)
-	}
-	if err == nil {
-		err = os.Rename(tmp, dir)
-	}
-	if err == nil {
-		err = syncDir(m.vmDir())
-	}
-	if err != nil {
-		os.RemoveAll(tmp)
-		os.RemoveAll(dir) // the name was free
-	}
-	return err
-}
-
-// freeID is the lowest id that no machine has. Called with making held.
-func (m *Manager) freeID() uint32 {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	id := uint32(1)
-	for {
-		if _, used := m.byID[id]; !used {
-			return id
-		}
-		id++
-	}
-}
-
 // nextSerial gives a number that was never given before, over restarts too.
+// Called with making held.
 func (m *Manager) nextSerial() (uint64, error) {
 	if m.used >= m.root.serials {
 		r := m.root
@@ -324,79 +212,19 @@ func (m *Manager) nextSerial() (uint64, error) {
 	return m.used - 1, nil
 }
 
-// Remove forgets a machine: its directory goes to STATE/removed. EBUSY while
-// it is active.
-func (m *Manager) Remove(by Cred, vm *VM) error { return m.remove(by.String(), vm) }
-
-func (m *Manager) remove(who string, vm *VM) error {
-	m.making.Lock()
-	defer m.making.Unlock()
-	release, err := vm.idle("rmdir")
-	if err != nil {
-		return err
-	}
-	defer release()
-	name := vm.Name()
-	if err := m.discard(name, vm.serial); err != nil {
-		return saveError("rmdir "+name, err)
-	}
-	err = syncDir(m.removedDir(), m.vmDir())
-	vm.removed.Store(true)
-	vm.event("removed", who, "")
-	m.mu.Lock()
-	delete(m.byName, name)
-	delete(m.byID, vm.id)
-	m.sorted = nil
-	m.mu.Unlock()
-	m.changed(Change{vm, name, Removed})
-	return saveError("rmdir "+name, err)
+// Remove forgets an object: its directory goes to STATE/removed. EBUSY while
+// a machine is active, or a switch has NICs attached.
+func (m *Manager) Remove(by Cred, o Object) error {
+	return o.base().in.remove(by.String(), o.base())
 }
 
-// discard puts a machine's directory among the removed ones. Its time is when
-// it was removed, for forgetRemoved, so that comes first.
-func (m *Manager) discard(name string, serial uint64) error {
-	dir, now := filepath.Join(m.vmDir(), name), time.Now()
-	if err := os.Chtimes(dir, now, now); err != nil {
-		return err
-	}
-	if err := syncDir(dir); err != nil {
-		return err
-	}
-	return os.Rename(dir, filepath.Join(m.removedDir(), name+"."+strconv.FormatUint(serial, 10)))
+// Rename gives an object that could be removed another name. EEXIST if that
+// is taken, EBUSY.
+func (m *Manager) Rename(by Cred, o Object, name string) error {
+	return o.base().in.rename(by, o.base(), name)
 }
 
-// Rename gives a machine that is not active another name. EEXIST if that is
-// taken, EBUSY while the machine is active.
-func (m *Manager) Rename(by Cred, vm *VM, name string) error {
-	if err := checkName(name); err != nil {
-		return err
-	}
-	m.making.Lock()
-	defer m.making.Unlock()
-	old := vm.Name()
-	if m.taken(name) {
-		return Errorf(syscall.EEXIST, "mv %s %s: the name is taken", old, name)
-	}
-	release, err := vm.idle("mv")
-	if err != nil {
-		return err
-	}
-	defer release()
-	if err := os.Rename(filepath.Join(m.vmDir(), old), filepath.Join(m.vmDir(), name)); err != nil {
-		return saveError("mv "+old, err)
-	}
-	err = syncDir(m.vmDir())
-	m.mu.Lock()
-	delete(m.byName, old)
-	m.byName[name], m.sorted = vm, nil
-	vm.name.Store(&name)
-	m.mu.Unlock()
-	vm.event("renamed", by.String(), old)
-	m.changed(Change{vm, old, Renamed})
-	return saveError("mv "+old, err)
-}
-
-// setRoot changes what is known of no machine, for good. Called with making
+// setRoot changes what is known of no object, for good. Called with making
 // held.
 func (m *Manager) setRoot(r rootState) error {
 	if err := replaceFile(m.State, "vmfs", r.text()); err != nil {
@@ -408,7 +236,7 @@ func (m *Manager) setRoot(r rootState) error {
 	return syncDir(m.State)
 }
 
-// Access is who may do what with a file of no machine, by its path below the
+// Access is who may do what with a file of no object, by its path below the
 // root; def is what holds until somebody changes it.
 func (m *Manager) Access(path string, def Access) Access {
 	m.mu.RLock()

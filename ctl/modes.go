@@ -9,22 +9,21 @@ import (
 	"syscall"
 )
 
-// Defaults says what mode a file of a machine has until somebody changes it,
-// by its path below the machine; false for what is no file of one.
-type Defaults func(path string) (mode uint32, ok bool)
+// Defaults says what holds of a file of an object until somebody changes it,
+// by its path below the object; false for what is no file of one.
+type Defaults func(path string) (def Default, ok bool)
 
 // Modes is the policy flattened: `path mode owner group` in byte order, for
 // the directory, which is `.`, and for each file that differs from what it
 // would be otherwise; between begin and end.
-func (vm *VM) Modes(def Defaults) string {
-	d := vm.def.Load()
-	top := d.access("", 0)
+func (o *object) Modes(def Defaults) string {
+	d := o.def.Load()
 	var b strings.Builder
 	b.WriteString("begin\n")
 	for _, path := range sortedKeys(d.nodes) {
-		mode, ok := def(path)
-		a := d.access(path, mode)
-		if !ok || path != "" && a == (Access{mode, top.UID, top.GID}) {
+		f, ok := def(path)
+		a := d.access(path, f)
+		if !ok || path != "" && a == d.untouched(f) {
 			continue
 		}
 		if path == "" {
@@ -36,10 +35,19 @@ func (vm *VM) Modes(def Defaults) string {
 	return b.String()
 }
 
+// untouched is the access of a file that nobody changed.
+func (d *definition) untouched(def Default) Access {
+	a := d.access("", Default{})
+	if def.Root {
+		return Access{Mode: def.Mode}
+	}
+	return Access{def.Mode, a.UID, a.GID}
+}
+
 // SetModes takes the lines of one write, or a whole policy from begin to end,
 // and applies all or none. Each line does what chmod, chown and chgrp of by
 // would do, and is refused where they would be.
-func (vm *VM) SetModes(by Cred, text string, def Defaults) error {
+func (o *object) SetModes(by Cred, text string, def Defaults) error {
 	body, whole := strings.CutPrefix(text, "begin\n")
 	if whole {
 		var ok bool
@@ -50,8 +58,8 @@ func (vm *VM) SetModes(by Cred, text string, def Defaults) error {
 	} else if i := strings.IndexByte(body, '\n'); i >= 0 && !strings.HasSuffix(body, "\n") {
 		return Errorf(syscall.EINVAL, "modes: the last of several lines does not end: a newline is missing, or the text was cut")
 	}
-	changed, err := vm.update(func(d *definition) (bool, error) {
-		e := modesEdit{vm: vm, by: by, def: def, d: d, said: map[string]bool{}}
+	changed, err := o.update(func(d *definition) (bool, error) {
+		e := modesEdit{by: by, def: def, d: d, said: map[string]bool{}}
 		for i, line := range strings.Split(body, "\n") {
 			if err := e.line(line); err != nil {
 				return false, Errorf(Errno(err), "modes line %d: %v", i+1, err)
@@ -65,15 +73,14 @@ func (vm *VM) SetModes(by Cred, text string, def Defaults) error {
 		return e.changed, nil
 	})
 	if changed {
-		vm.event("access", by.String(), "modes")
-		vm.notify(Policy)
+		o.event("access", by.String(), "modes")
+		o.notify(Policy)
 	}
 	return err
 }
 
 // modesEdit is a policy in the making.
 type modesEdit struct {
-	vm      *VM
 	by      Cred
 	def     Defaults
 	d       *definition
@@ -151,11 +158,11 @@ func (e *modesEdit) present(said string) (path string, now Access, err error) {
 	if path = said; said == "." {
 		path = ""
 	}
-	mode, ok := e.def(path)
+	def, ok := e.def(path)
 	if !ok {
 		return "", Access{}, Errorf(syscall.EINVAL, "%.80s: no such file", said)
 	}
-	return path, e.d.access(path, mode), nil
+	return path, e.d.access(path, def), nil
 }
 
 // reset gives a file what it would have if nobody had changed it.
@@ -167,9 +174,8 @@ func (e *modesEdit) reset(said string) error {
 	if path == "" {
 		return Errorf(syscall.EINVAL, "-.: the directory's owner and mode cannot be unset")
 	}
-	mode, _ := e.def(path)
-	top := e.d.access("", 0)
-	if err := e.by.mayChange(path, now, Access{mode, top.UID, top.GID}); err != nil {
+	def, _ := e.def(path)
+	if err := e.by.mayChange(path, now, e.d.untouched(def)); err != nil {
 		return err
 	}
 	if _, there := e.d.nodes[path]; there {

@@ -14,9 +14,9 @@ import (
 )
 
 // files are the files of a machine that these tests know.
-func files(path string) (uint32, bool) {
+func files(path string) (ctl.Default, bool) {
 	mode, ok := map[string]uint32{"": 0o755, "cpus": 0o640, "do/start": 0o660, "live/console": 0o600}[path]
-	return mode, ok
+	return ctl.Default{Mode: mode}, ok
 }
 
 func TestModes(t *testing.T) {

@@ -104,7 +104,7 @@ func (vm *VM) begin(who string, undo context.CancelCauseFunc) (*launch, before, 
 	defer vm.mu.Unlock()
 	b := before{vm.state, vm.reason, vm.since}
 	switch {
-	case vm.removed.Load():
+	case vm.Removed():
 		return nil, b, vm.gone()
 	case vm.launch != nil:
 		return nil, b, vm.refuse(startIn[vm.state].errno, "start", vm.state)
@@ -205,7 +205,7 @@ func (d *definition) complete() error {
 	if d.get("boot") == "cdrom" && d.get("cdrom") == "" {
 		return Errorf(syscall.EINVAL, "boot: there is no cdrom")
 	}
-	for n := range d.disks {
+	for _, n := range d.numbers("disk") {
 		if d.get(diskAttr(n, "path")) == "" {
 			return Errorf(syscall.EINVAL, "disk/%d: it has no path", n)
 		}
@@ -293,7 +293,7 @@ func (d *definition) wants(spec *Launch) []want {
 		}
 	})
 	file("cdrom", FormatRaw, false, only(&spec.Cdrom))
-	for _, n := range sortedKeys(d.disks) {
+	for _, n := range d.numbers("disk") {
 		readonly := d.get(diskAttr(n, "readonly")) == "yes"
 		file(diskAttr(n, "path"), d.get(diskAttr(n, "format")), !readonly, func(o Opened) {
 			spec.Disks = append(spec.Disks, LaunchDisk{N: n, ReadOnly: readonly, Images: o})
@@ -359,7 +359,7 @@ func (vm *VM) recordLaunch(l *launch, was *definition, spec *Launch) error {
 		d.launched = was.values()
 		for _, disk := range spec.Disks {
 			format := diskAttr(disk.N, "format")
-			if d.disks[disk.N] && d.get(format) == "auto" && d.get(diskAttr(disk.N, "path")) == was.get(diskAttr(disk.N, "path")) {
+			if d.parts[Part{"disk", disk.N}] && d.get(format) == "auto" && d.get(diskAttr(disk.N, "path")) == was.get(diskAttr(disk.N, "path")) {
 				d.attrs[format] = value{disk.Images[0].Format, d.attrs[diskAttr(disk.N, "path")].uid, time.Now()}
 				d.settled[disk.N] = true
 				d.launched[format] = disk.Images[0].Format
@@ -409,7 +409,7 @@ func (vm *VM) recordActive(l *launch) {
 		return true, nil
 	})
 	if err != nil && !vm.Removed() {
-		vm.m.failed("vm %s: %v", vm.Name(), err)
+		vm.failed(err)
 	}
 }
 
@@ -436,7 +436,7 @@ func (vm *VM) abandon(l *launch, b before, who string, err error) error {
 	}
 	if l.generation != 0 {
 		if eerr := vm.m.Host.End(ctx, vm.id); eerr != nil {
-			vm.m.failed("vm %s: %v", vm.Name(), eerr)
+			vm.failed(eerr)
 		}
 	}
 	var by *startEnded
@@ -476,7 +476,7 @@ func (vm *VM) fail(l *launch, who, reason string) {
 		return true, nil
 	})
 	if err != nil {
-		vm.m.failed("vm %s: %v", vm.Name(), err)
+		vm.failed(err)
 	}
 	vm.mu.Lock()
 	vm.state, vm.reason, vm.since = Failed, reason, time.Now()

@@ -73,31 +73,31 @@ func syncDir(dirs ...string) error {
 	return nil
 }
 
-// lateSync has the machines whose directories have to be synced yet.
+// lateSync has the objects whose directories have to be synced yet.
 type lateSync struct {
-	mu  sync.Mutex
-	vms []*VM
+	mu      sync.Mutex
+	objects []*object
 }
 
-// add sees to it that vm is synced within syncAfter.
-func (l *lateSync) add(vm *VM) {
+// add sees to it that o is synced within syncAfter.
+func (l *lateSync) add(o *object) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.vms == nil {
+	if l.objects == nil {
 		time.AfterFunc(syncAfter, l.sync)
 	}
-	l.vms = append(l.vms, vm)
+	l.objects = append(l.objects, o)
 }
 
 // sync does it now.
 func (l *lateSync) sync() {
 	l.mu.Lock()
-	vms := l.vms
-	l.vms = nil
+	objects := l.objects
+	l.objects = nil
 	l.mu.Unlock()
-	for _, vm := range vms {
-		if err := vm.Sync(); err != nil {
-			vm.m.failed("%v", err)
+	for _, o := range objects {
+		if err := o.Sync(); err != nil {
+			o.m.failed("%v", err)
 		}
 	}
 }
@@ -113,7 +113,7 @@ func saveError(what string, err error) error {
 // serialBlock is how many serial numbers are reserved by one write.
 const serialBlock = 1024
 
-// rootState is STATE/vmfs: what is known of no machine.
+// rootState is STATE/vmfs: what is known of no object.
 type rootState struct {
 	serials uint64 // numbers below are used, or reserved by this process
 	boot    string // the boot of the host whose autostart is done

@@ -28,7 +28,7 @@ func (t *Tree) Watch(f func([]Change)) {
 // changed is the Manager's OnChange.
 func (t *Tree) changed(c ctl.Change) {
 	if c.What == ctl.Created || c.What == ctl.Removed || c.What == ctl.Renamed {
-		t.moved.Store(time.Now().UnixNano())
+		t.moved[c.Obj.Kind()].Store(time.Now().UnixNano())
 	}
 	changes := t.changes(c)
 	if watchers := t.watchers.Load(); watchers != nil {
@@ -39,38 +39,41 @@ func (t *Tree) changed(c ctl.Change) {
 }
 
 // changes translates. It names more than what changed: all files of the
-// machine, and the few of none; not the directories, if it is contents.
+// object, and the few of none; not the directories, if it is contents.
 func (t *Tree) changes(c ctl.Change) []Change {
 	changes := make([]Change, 0, 2*len(lines))
 	for _, l := range lines {
-		if !l.ofVM && (l.kind != directory || c.VM == nil || c.What != ctl.Contents) {
+		if l.of == "" && (l.kind != directory || c.Obj == nil || c.What != ctl.Contents) {
 			changes = append(changes, Change{Ino: l.row})
 		}
 	}
-	if c.VM == nil || c.What == ctl.Created {
+	if c.Obj == nil || c.What == ctl.Created {
 		return changes
 	}
-	serial := c.VM.Serial()
+	serial, kind := c.Obj.Serial(), c.Obj.Kind()
 	for _, l := range lines {
 		switch {
-		case l.ofVM && !l.disk:
+		case l.of == kind && l.part == "":
 			changes = append(changes, Change{Ino: l.ino(serial, 0, 0)})
-		case !l.ofVM && l.many != nil && c.What != ctl.Contents && c.What != ctl.Policy:
+		case l.objects() == kind && c.What != ctl.Contents && c.What != ctl.Policy:
 			changes = append(changes, Change{Dir: l.row, Name: c.Name, Ino: l.many.ino(serial, 0, 0)})
 		}
 	}
-	t.disks.settle(c.VM, func(n int, life uint64) {
+	t.parts.settle(c.Obj, func(p ctl.Part, life uint64) {
 		for _, l := range lines {
-			if l.disk {
-				changes = append(changes, Change{Ino: l.ino(serial, n, life)})
+			if l.of == kind && l.part == p.Dir {
+				changes = append(changes, Change{Ino: l.ino(serial, p.N, life)})
 			}
 		}
-	}, func(n int, life uint64) {
-		dir, ino := disksLine.ino(serial, 0, 0), disksLine.many.ino(serial, n, life)
-		changes = append(changes, Change{Ino: ino}, Change{Dir: dir, Name: strconv.Itoa(n), Ino: ino})
+	}, func(p ctl.Part, life uint64) {
+		in := partsLine(kind, p.Dir)
+		dir, ino := in.ino(serial, 0, 0), in.many.ino(serial, p.N, life)
+		changes = append(changes, Change{Ino: ino}, Change{Dir: dir, Name: strconv.Itoa(p.N), Ino: ino})
 	})
 	return changes
 }
 
-// disksLine is the directory of a machine's disks.
-var disksLine = lines[slices.IndexFunc(lines, func(l *line) bool { return l.path == "vm/NAME/disk" })]
+// partsLine is the directory of an object's parts.
+func partsLine(kind, dir string) *line {
+	return lines[slices.IndexFunc(lines, func(l *line) bool { return l.of == kind && l.many != nil && l.name() == dir })]
+}

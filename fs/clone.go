@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"slices"
 	"syscall"
 
 	"vmfs/ctl"
@@ -16,14 +15,14 @@ func openClone(n *node, o opened) (Handle, error) {
 	}
 	machines := &node{t: n.t, line: n.t.root.names["vm"]}
 	in := machines.access()
-	if !allows(in, o.by, 0o3) {
+	if !in.Allows(o.by, ctl.MayWrite|ctl.MaySearch) {
 		return nil, ctl.Errorf(syscall.EACCES, "clone: %s may not write %s", o.by, machines.path())
 	}
 	vm, err := n.t.m.CreateFree(o.by, 0o755&in.Mode, in.GID)
 	if err != nil {
 		return nil, err
 	}
-	o.node = &node{t: n.t, line: machines.many.names["ctl"], vm: vm}
+	o.node = &node{t: n.t, line: machines.many.names["ctl"], obj: vm}
 	return &cloneHandle{textHandle{opened: o}}, nil
 }
 
@@ -33,22 +32,7 @@ type cloneHandle struct{ textHandle }
 
 func (h *cloneHandle) Close() {
 	h.textHandle.Close()
-	if !h.vm.Removed() && h.vm.Untouched() {
-		h.refuse(h.by, h.t.m.Remove(h.by, h.vm))
+	if !h.obj.Removed() && h.vm().Untouched() {
+		h.refuse(h.by, h.t.m.Remove(h.by, h.obj))
 	}
-}
-
-// allows reports whether by has all of the permissions want, which are rwx as
-// in the last digit of a mode.
-func allows(a ctl.Access, by ctl.Cred, want uint32) bool {
-	bits := a.Mode
-	switch {
-	case by.UID == 0:
-		return true
-	case by.UID == a.UID:
-		bits >>= 6
-	case by.GID == a.GID || slices.Contains(by.Groups, a.GID):
-		bits >>= 3
-	}
-	return bits&want == want
 }

@@ -21,32 +21,39 @@ type configHandle struct {
 }
 
 func openConfig(n *node, o opened) (Handle, error) {
-	return &configHandle{textHandle: textHandle{opened: o}, edit: n.vm.Edit, replace: n.vm.Replace}, nil
+	return &configHandle{textHandle: textHandle{opened: o}, edit: n.obj.Edit, replace: n.obj.Replace}, nil
 }
 
 func openModes(n *node, o opened) (Handle, error) {
-	set := func(by ctl.Cred, text string) error { return n.vm.SetModes(by, text, defaultMode) }
+	set := func(by ctl.Cred, text string) error { return n.obj.SetModes(by, text, n.defaultOf) }
 	return &configHandle{textHandle: textHandle{opened: o}, edit: set, replace: set}, nil
 }
 
-// modeOf has the mode of each file of a machine until somebody changes it.
-var modeOf map[string]uint32
+// defaults has what holds of each file of an object until somebody changes it,
+// by the object's directory and the file's path below the object.
+var defaults map[string]map[string]ctl.Default
 
 func init() { // the table reaches here
-	modeOf = make(map[string]uint32)
+	defaults = make(map[string]map[string]ctl.Default)
 	for _, l := range lines {
-		if !l.ofVM {
+		if l.of == "" {
 			continue
 		}
+		if defaults[l.of] == nil {
+			defaults[l.of] = make(map[string]ctl.Default)
+		}
 		for _, path := range l.below {
-			modeOf[path] = l.mode
+			defaults[l.of][path] = l.def()
 		}
 	}
 }
 
-func defaultMode(path string) (mode uint32, ok bool) {
-	mode, ok = modeOf[path]
-	return mode, ok
+// def is what holds of a file's access until somebody changes it.
+func (l *line) def() ctl.Default { return ctl.Default{Mode: l.mode, Root: l.root} }
+
+func (n *node) defaultOf(path string) (def ctl.Default, ok bool) {
+	def, ok = defaults[n.of][path]
+	return def, ok
 }
 
 func (h *configHandle) Write(_ context.Context, p []byte) error {

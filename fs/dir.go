@@ -19,66 +19,68 @@ func (d *dir) Lookup(_ context.Context, name string) (Node, error) {
 	}
 	switch {
 	case d.many == nil:
-	case d.vm != nil:
-		if n, ok := diskNumber(name); ok && d.vm.HasDisk(n) {
-			return d.atDisk(n), nil
+	case d.obj != nil:
+		if n, ok := ctl.PartNumber(name); ok && d.obj.HasPart(d.partOf(n)) {
+			return d.atPart(d.partOf(n)), nil
 		}
 	default:
-		if vm := d.t.m.VM(name); vm != nil {
-			return d.atVM(vm), nil
+		if o, ok := d.t.m.Find(d.objects(), name); ok {
+			return d.atObject(o), nil
 		}
 	}
 	return nil, errNotThere
 }
 
-// diskNumber parses the N of disk/N, which has one form only.
-func diskNumber(s string) (int, bool) {
-	n, err := strconv.Atoi(s)
-	return n, err == nil && n >= 0 && n < ctl.MaxDisks && strconv.Itoa(n) == s
+// objects is the kind of the objects that a directory has, if it has any.
+func (l *line) objects() string {
+	if l.many == nil || l.of != "" {
+		return ""
+	}
+	return l.many.of
 }
+
+// partOf is a part of those that are in a directory.
+func (l *line) partOf(n int) ctl.Part { return ctl.Part{Dir: l.many.part, N: n} }
 
 func (d *dir) List(context.Context) ([]Entry, error) {
 	if err := d.gone(); err != nil {
 		return nil, err
 	}
-	if d.many != nil && d.vm == nil {
-		return d.listMachines(), nil
+	if d.objects() != "" {
+		return d.listObjects(), nil
 	}
 	entries := make([]Entry, 0, len(d.fixed))
 	for _, l := range d.fixed {
 		entries = append(entries, Entry{l.name(), d.at(l)})
 	}
 	if d.many != nil {
-		for _, n := range d.vm.Disks() {
-			entries = append(entries, Entry{strconv.Itoa(n), d.atDisk(n)})
+		for _, n := range d.obj.Parts(d.many.part) {
+			entries = append(entries, Entry{strconv.Itoa(n), d.atPart(d.partOf(n))})
 		}
 	}
 	return entries, nil
 }
 
-// listing is the entries of a directory of machines. All who have it open
+// listing is the entries of a directory of objects. All who have it open
 // share one, so that many open directories do not cost a copy each.
 type listing struct {
-	of      []*ctl.VM
+	of      []ctl.Object
 	entries []Entry
 }
 
-func (d *dir) listMachines() []Entry {
-	cache := &d.t.machines
-	if d.mkdir == nil {
-		cache = &d.t.lives
-	}
-	vms := d.t.m.VMs()
-	if len(vms) == 0 {
+func (d *dir) listObjects() []Entry {
+	cache := d.t.lists[d.line]
+	objects := d.t.m.List(d.objects())
+	if len(objects) == 0 {
 		return nil
 	}
-	// The Manager gives the same slice as long as no machine comes or goes.
-	if l := cache.Load(); l != nil && len(l.of) == len(vms) && &l.of[0] == &vms[0] {
+	// The Manager gives the same slice as long as no object comes or goes.
+	if l := cache.Load(); l != nil && len(l.of) == len(objects) && &l.of[0] == &objects[0] {
 		return l.entries
 	}
-	l := &listing{of: vms, entries: make([]Entry, 0, len(vms))}
-	for _, vm := range vms {
-		l.entries = append(l.entries, Entry{vm.Name(), d.atVM(vm)})
+	l := &listing{of: objects, entries: make([]Entry, 0, len(objects))}
+	for _, o := range objects {
+		l.entries = append(l.entries, Entry{o.Name(), d.atObject(o)})
 	}
 	cache.Store(l)
 	return l.entries
@@ -119,18 +121,18 @@ func (d *dir) Rename(_ context.Context, by ctl.Cred, name string, to Dir, newNam
 
 func (d *dir) rename(by ctl.Cred, name string, to Dir, newName string) error {
 	other, ok := to.(*dir)
-	if !ok || d.line != other.line || d.vm != nil || d.mkdir == nil {
-		return ctl.Errorf(syscall.EPERM, "mv %.80q: only a machine has a name to change, and stays in vm/", name)
+	if !ok || d.line != other.line || d.objects() == "" || d.mkdir == nil {
+		return ctl.Errorf(syscall.EPERM, "mv %.80q: only machines and switches have names to change, and stay where they are", name)
 	}
-	vm := d.t.m.VM(name)
-	if vm == nil {
+	o, ok := d.t.m.Find(d.objects(), name)
+	if !ok {
 		return errNotThere
 	}
-	return d.t.m.Rename(by, vm, newName)
+	return d.t.m.Rename(by, o, newName)
 }
 
 func (d *dir) Deny(_ context.Context, by ctl.Cred, op, name string) error {
-	return d.refuseEntry(by, name, ctl.Errorf(syscall.EPERM, "%s %.80q: files here come and go with their machine", op, name))
+	return d.refuseEntry(by, name, ctl.Errorf(syscall.EPERM, "%s %.80q: files here come and go with their directory", op, name))
 }
 
 // refuseEntry is refuse for an entry of d, which need not exist.
@@ -145,40 +147,40 @@ func (d *dir) refuseEntry(by ctl.Cred, name string, err error) error {
 	return d.t.refuse(by, path, err)
 }
 
-// mkdirVM makes a machine. It belongs to its maker and to the group of vm/,
-// and grants nobody more than vm/ does.
-func mkdirVM(n *node, by ctl.Cred, name string, mode uint32) (Node, error) {
+// mkdirObject makes an object. It belongs to its maker and to the group of
+// the directory, and grants nobody more than that does.
+func mkdirObject(n *node, by ctl.Cred, name string, mode uint32) (Node, error) {
 	a := n.access()
-	vm, err := n.t.m.Create(by, name, mode&a.Mode&0o777, a.GID)
+	o, err := n.t.m.Make(by, n.objects(), name, mode&a.Mode&0o777, a.GID)
 	if err != nil {
 		return nil, err
 	}
-	return n.atVM(vm), nil
+	return n.atObject(o), nil
 }
 
-func rmdirVM(n *node, by ctl.Cred, name string) error {
-	vm := n.t.m.VM(name)
-	if vm == nil {
+func rmdirObject(n *node, by ctl.Cred, name string) error {
+	o, ok := n.t.m.Find(n.objects(), name)
+	if !ok {
 		return errNotThere
 	}
-	return n.t.m.Remove(by, vm)
+	return n.t.m.Remove(by, o)
 }
 
-func mkdirDisk(n *node, by ctl.Cred, name string, _ uint32) (Node, error) {
-	disk, ok := diskNumber(name)
+func mkdirPart(n *node, by ctl.Cred, name string, _ uint32) (Node, error) {
+	number, ok := ctl.PartNumber(name)
 	if !ok {
-		return nil, ctl.Errorf(syscall.EINVAL, "mkdir %.80q: a disk is a number from 0 to %d", name, ctl.MaxDisks-1)
+		return nil, ctl.Errorf(syscall.EINVAL, "mkdir %.80q: a number from 0 to %d", name, ctl.MaxParts-1)
 	}
-	if err := n.vm.AddDisk(by, disk); err != nil {
+	if err := n.obj.AddPart(by, n.partOf(number)); err != nil {
 		return nil, err
 	}
-	return n.atDisk(disk), nil
+	return n.atPart(n.partOf(number)), nil
 }
 
-func rmdirDisk(n *node, by ctl.Cred, name string) error {
-	disk, ok := diskNumber(name)
+func rmdirPart(n *node, by ctl.Cred, name string) error {
+	number, ok := ctl.PartNumber(name)
 	if !ok {
 		return errNotThere
 	}
-	return n.vm.RemoveDisk(by, disk)
+	return n.obj.RemovePart(by, n.partOf(number))
 }

@@ -16,37 +16,37 @@ import (
 func readEmpty(context.Context, *node, ctl.Cred) string           { return "" }
 func readHelp(_ context.Context, n *node, _ ctl.Cred) string      { return n.t.help }
 func readVersion(ctx context.Context, n *node, _ ctl.Cred) string { return n.t.m.Version(ctx) }
-func readName(_ context.Context, n *node, _ ctl.Cred) string      { return n.vm.Name() + "\n" }
-func readConfig(_ context.Context, n *node, _ ctl.Cred) string    { return n.vm.Config() }
-func readConfigOld(_ context.Context, n *node, _ ctl.Cred) string { return n.vm.ConfigOld() }
+func readName(_ context.Context, n *node, _ ctl.Cred) string      { return n.obj.Name() + "\n" }
+func readConfig(_ context.Context, n *node, _ ctl.Cred) string    { return n.obj.Config() }
+func readConfigOld(_ context.Context, n *node, _ ctl.Cred) string { return n.obj.ConfigOld() }
 func readMetrics(_ context.Context, n *node, _ ctl.Cred) string   { return n.t.m.MetricsText() }
-func readModes(_ context.Context, n *node, _ ctl.Cred) string     { return n.vm.Modes(defaultMode) }
-func readStatus(_ context.Context, n *node, _ ctl.Cred) string    { return n.vm.Status() }
-func readInfo(ctx context.Context, n *node, _ ctl.Cred) string    { return n.vm.Info(ctx) }
-func readCheck(ctx context.Context, n *node, _ ctl.Cred) string   { return n.vm.Check(ctx) }
-func readPending(_ context.Context, n *node, _ ctl.Cred) string   { return n.vm.Pending() }
+func readModes(_ context.Context, n *node, _ ctl.Cred) string     { return n.obj.Modes(n.defaultOf) }
+func readStatus(_ context.Context, n *node, _ ctl.Cred) string    { return n.obj.Status() }
+func readInfo(ctx context.Context, n *node, _ ctl.Cred) string    { return n.vm().Info(ctx) }
+func readCheck(ctx context.Context, n *node, _ ctl.Cred) string   { return n.obj.Check(ctx) }
+func readPending(_ context.Context, n *node, _ ctl.Cred) string   { return n.vm().Pending() }
 
 func readEdition(_ context.Context, n *node, _ ctl.Cred) string {
-	return strconv.FormatUint(n.vm.Edition(), 10) + "\n"
+	return strconv.FormatUint(n.obj.Edition(), 10) + "\n"
 }
 
 func readErr(_ context.Context, n *node, by ctl.Cred) string {
-	if n.vm == nil {
+	if n.obj == nil {
 		return n.t.m.Refusals(by.UID, "")
 	}
-	return n.t.m.Refusals(by.UID, "vm/"+n.vm.Name())
+	return n.t.m.Refusals(by.UID, n.of+"/"+n.obj.Name())
 }
 
 func readEvents(_ context.Context, n *node, _ ctl.Cred) string {
-	if n.vm == nil {
+	if n.obj == nil {
 		return n.t.m.EventsText()
 	}
-	return n.vm.EventsText()
+	return n.obj.EventsText()
 }
 
 // readAttr reads a value with a newline; one that is not set is empty.
 func readAttr(_ context.Context, n *node, _ ctl.Cred) string {
-	v := n.vm.Get(n.policyPath())
+	v := n.obj.Get(n.policyPath())
 	if v == "" {
 		return ""
 	}
@@ -54,7 +54,7 @@ func readAttr(_ context.Context, n *node, _ ctl.Cred) string {
 }
 
 func writeAttr(_ context.Context, n *node, by ctl.Cred, text string) error {
-	return n.vm.Set(by, n.policyPath(), text)
+	return n.obj.Set(by, n.policyPath(), text)
 }
 
 func writeDaemon(ctx context.Context, n *node, by ctl.Cred, text string) error {
@@ -70,42 +70,42 @@ func writeVerb(ctx context.Context, n *node, by ctl.Cred, text string) error {
 	switch {
 	case verb == removeVerb:
 		return n.removeBy(by, arg)
-	case text == n.vm.Name() && !slices.ContainsFunc(ctl.Verbs, func(v ctl.Verb) bool { return v.Name == verb }):
+	case text == n.obj.Name() && !slices.ContainsFunc(ctl.Verbs, func(v ctl.Verb) bool { return v.Name == verb }):
 		return nil // what is there: who restores a copy writes it, and rsync gives up at a refusal
 	}
-	return n.vm.Do(ctx, by, verb, arg)
+	return n.obj.Do(ctx, by, verb, arg)
 }
 
 func (n *node) removeBy(by ctl.Cred, arg string) error {
-	owner := n.vm.Access("", ctl.Access{}).UID
+	owner := n.obj.Access("", ctl.Default{}).UID
 	switch {
 	case arg != "":
 		return ctl.Errorf(syscall.EINVAL, "%s: it takes no argument", removeVerb)
 	case by.UID != 0 && by.UID != owner:
 		return ctl.Errorf(syscall.EPERM, "%s: for the owner, %s, and root alone", removeVerb, ctl.UserName(owner))
 	}
-	return n.t.m.Remove(by, n.vm)
+	return n.t.m.Remove(by, n.obj)
 }
 
 func openConsoleLog(n *node, o opened) (Handle, error) {
-	return &growing{opened: o, at: n.vm.ConsoleLogAt}, nil
+	return &growing{opened: o, at: n.vm().ConsoleLogAt}, nil
 }
 
 func openConsole(n *node, o opened) (Handle, error) {
-	r := n.vm.OpenConsole()
-	return &streamHandle{opened: o, turn: newTurn(), next: r.Read, send: n.vm.Input, end: r.Close}, nil
+	r := n.vm().OpenConsole()
+	return &streamHandle{opened: o, turn: newTurn(), next: r.Read, send: n.vm().Input, end: r.Close}, nil
 }
 
 func openEvents(n *node, o opened) (Handle, error) {
 	open := n.t.m.OpenEvents
-	if n.vm != nil {
-		open = n.vm.OpenEvents
+	if n.obj != nil {
+		open = n.obj.OpenEvents
 	}
 	return &streamHandle{opened: o, turn: newTurn(), next: open().Read}, nil
 }
 
 func openEnd(n *node, o opened) (Handle, error) {
-	w := n.vm.OpenWait()
+	w := n.vm().OpenWait()
 	return &waitHandle{opened: o, turn: newTurn(), done: w.Done, wait: w.Wait}, nil
 }
 

@@ -21,8 +21,9 @@ func (f *file) Open(_ context.Context, by ctl.Cred, flags Flags) (Handle, error)
 	return h, f.refuse(by, err)
 }
 
-// WantsGroups makes a file a Grouper.
-func (f *file) WantsGroups() bool { return f.groups }
+// WantsGroups makes a file a Grouper. Who only reads is asked for no more than
+// the mode bits.
+func (f *file) WantsGroups(flags Flags) bool { return f.groups && flags.Write }
 
 func (f *file) handle(by ctl.Cred, flags Flags) (Handle, error) {
 	if err := f.gone(); err != nil {

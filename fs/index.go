@@ -15,8 +15,8 @@ type place struct {
 	fixed []*line // the same, in the order of the table
 	many  *line   // stands for any number of entries
 	below []string
-	ofVM  bool // it is a machine's: below vm/NAME or live/vm/NAME
-	disk  bool // it is a disk's: below disk/N
+	of    string // it is an object's of this directory: vm or switch
+	part  string // it is a part's, of this directory of the object
 }
 
 // index joins the lines of a table to a tree. The first is the root's.
@@ -49,19 +49,20 @@ func index(lines []*line) []*line {
 func makePlace(path string) place {
 	p := place{names: map[string]*line{}}
 	below := path
-	if rest, ok := strings.CutPrefix(path, "vm/NAME"); ok {
-		p.ofVM, below = true, strings.TrimPrefix(rest, "/")
-	} else if rest, ok := strings.CutPrefix(path, "live/vm/NAME"); ok {
-		p.ofVM, below = true, "live"+rest
+	if dir, rest, ok := strings.Cut(path, "/NAME"); ok {
+		kind, live := strings.CutPrefix(dir, "live/")
+		if p.of, below = kind, strings.TrimPrefix(rest, "/"); live {
+			below = "live" + rest
+		}
 	}
-	p.disk = strings.Contains(path, "disk/N")
-	if !p.disk {
-		p.below = []string{below}
+	if dir, file, ok := strings.Cut(below, "/N"); ok {
+		p.part = dir
+		for n := range ctl.MaxParts {
+			p.below = append(p.below, dir+"/"+strconv.Itoa(n)+file)
+		}
 		return p
 	}
-	for n := range ctl.MaxDisks {
-		p.below = append(p.below, strings.Replace(below, "disk/N", "disk/"+strconv.Itoa(n), 1))
-	}
+	p.below = []string{below}
 	return p
 }
 

@@ -103,7 +103,7 @@ type Syncer interface {
 // opens it: where WantsGroups says so, a door puts them into his Cred.
 type Grouper interface {
 	File
-	WantsGroups() bool
+	WantsGroups(f Flags) bool
 }
 
 // Flags say how a File is opened.

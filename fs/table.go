@@ -9,10 +9,11 @@ import (
 )
 
 // line is a line of the table: one file of the tree, or as many as there are
-// machines and disks.
+// objects and parts.
 type line struct {
-	path   string // below the root; NAME is a machine, N a disk's number
+	path   string // below the root; NAME is an object, N a part's number
 	mode   uint32 // until somebody changes it
+	root   bool   // it is root's, whoever owns the object
 	kind   kind
 	values string // what it holds and takes, for help
 
@@ -60,10 +61,10 @@ var machineLines = []*line{
 	{path: "metrics", mode: 0o440, kind: computed, values: "OpenMetrics", read: readMetrics},
 	{path: "events.log", mode: 0o440, kind: text, values: "the last events: SEQ TIME OBJECT EVENT USER [detail]", read: readEvents},
 
-	{path: "vm", mode: 0o1755, kind: directory, values: "mkdir makes a machine, rmdir removes it, mv renames it", mkdir: mkdirVM, rmdir: rmdirVM},
+	{path: "vm", mode: 0o1755, kind: directory, values: "mkdir makes a machine, rmdir removes it, mv renames it", mkdir: mkdirObject, rmdir: rmdirObject},
 	{path: "vm/NAME", mode: 0o755, kind: directory, values: "1 to 63 of A-Z a-z 0-9 . - _, the first a letter or digit"},
 	{path: "vm/NAME/ctl", mode: 0o660, kind: text, values: verbs(), read: readName, write: writeVerb},
-	{path: "vm/NAME/config", mode: 0o640, kind: text, values: "PATH VALUE or -PATH, a line each; all of it between begin and end", read: readConfig, open: openConfig},
+	{path: "vm/NAME/config", mode: 0o640, kind: text, values: "PATH VALUE or -PATH, a line each; all of it between begin and end", read: readConfig, open: openConfig, groups: true},
 	{path: "vm/NAME/config.old", mode: 0o440, kind: text, values: "the definition before its last change", read: readConfigOld},
 	{path: "vm/NAME/edition", mode: 0o440, kind: text, values: "how often the definition was changed", read: readEdition},
 	{path: "vm/NAME/modes", mode: 0o600, kind: text, values: "PATH MODE OWNER GROUP of what differs, a line each, written as config is", read: readModes, open: openModes, groups: true},
@@ -75,7 +76,7 @@ var machineLines = []*line{
 	{path: "vm/NAME/console.log", mode: 0o440, kind: grows, values: "the last 256 KiB of the console", open: openConsoleLog},
 	{path: "vm/NAME/events.log", mode: 0o440, kind: text, values: "this machine's events among the last of all", read: readEvents},
 	{path: "vm/NAME/do", mode: 0o755, kind: directory, values: "any write does it; the text is the argument"},
-	{path: "vm/NAME/disk", mode: 0o750, kind: directory, values: "mkdir N makes a disk, rmdir removes it, never its image", mkdir: mkdirDisk, rmdir: rmdirDisk},
+	{path: "vm/NAME/disk", mode: 0o750, kind: directory, values: "mkdir N makes a disk, rmdir removes it, never its image", mkdir: mkdirPart, rmdir: rmdirPart},
 	{path: "vm/NAME/disk/N", mode: 0o750, kind: directory, values: "0..15"},
 }
 
@@ -103,7 +104,7 @@ func each[T any](list []T, f func(T) *line) []*line {
 func verbLine(v ctl.Verb) *line {
 	return &line{path: "vm/NAME/do/" + v.Name, mode: 0o660, kind: text, values: strings.TrimPrefix(v.Arg+" "+v.Help, " "),
 		write: func(ctx context.Context, n *node, by ctl.Cred, text string) error {
-			return n.vm.Do(ctx, by, v.Name, text)
+			return n.obj.Do(ctx, by, v.Name, text)
 		}}
 }
 
@@ -112,7 +113,9 @@ func attrLine(a ctl.Attr) *line {
 	if a.Default != "" {
 		values += " (" + a.Default + ")"
 	}
-	return &line{path: "vm/NAME/" + a.Name, mode: 0o640, kind: text, values: values, read: readAttr, write: writeAttr}
+	def := a.Access()
+	return &line{path: "vm/NAME/" + a.Name, mode: def.Mode, root: def.Root, kind: text, values: values,
+		read: readAttr, write: writeAttr, groups: def.Root}
 }
 
 // phrase is a verb with its argument.

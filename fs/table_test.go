@@ -80,8 +80,8 @@ func TestHelp(t *testing.T) {
 
 // No two files have one inode number, and all fit.
 func TestInos(t *testing.T) {
-	if len(lines) >= 1<<rowBits || ctl.MaxDisks > 1<<diskBits {
-		t.Fatalf("%d lines and %d disks do not fit in an inode number", len(lines), ctl.MaxDisks)
+	if len(lines) >= 1<<rowBits || ctl.MaxParts > 1<<partBits {
+		t.Fatalf("%d lines and %d disks do not fit in an inode number", len(lines), ctl.MaxParts)
 	}
 	seen := map[uint64]string{}
 	add := func(ino uint64, path string) {
@@ -91,7 +91,7 @@ func TestInos(t *testing.T) {
 		seen[ino] = path
 	}
 	for _, l := range lines {
-		if !l.ofVM {
+		if l.of == "" {
 			add(l.row, l.path)
 			continue
 		}

@@ -3,7 +3,6 @@ package fs
 import (
 	"context"
 	"errors"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -18,19 +17,27 @@ type Tree struct {
 	root  *line
 	help  string
 	held  held
-	disks disks
+	parts parts
 
 	watchers atomic.Pointer[[]func([]Change)]
-	machines atomic.Pointer[listing] // of vm/
-	lives    atomic.Pointer[listing] // of live/vm/
-	moved    atomic.Int64            // when a machine was made, removed or renamed, in Unix ns
+	lists    map[*line]*atomic.Pointer[listing] // of directories of objects
+	moved    map[string]*atomic.Int64           // when an object of a directory was made, removed or renamed, in Unix ns
 }
 
 // New makes the tree of m. There is one for each Manager: it takes m's
 // OnChange.
 func New(m *ctl.Manager) *Tree {
-	t := &Tree{m: m, root: lines[0], help: helpText()}
-	t.moved.Store(m.Started().UnixNano())
+	t := &Tree{m: m, root: lines[0], help: helpText(), lists: map[*line]*atomic.Pointer[listing]{}, moved: map[string]*atomic.Int64{}}
+	for _, l := range lines {
+		if l.objects() == "" {
+			continue
+		}
+		t.lists[l] = new(atomic.Pointer[listing])
+		if t.moved[l.objects()] == nil {
+			t.moved[l.objects()] = new(atomic.Int64)
+			t.moved[l.objects()].Store(m.Started().UnixNano())
+		}
+	}
 	m.OnChange(t.changed)
 	return t
 }
@@ -42,25 +49,31 @@ func (t *Tree) Root() Dir { return &dir{node{t: t, line: t.root}} }
 type node struct {
 	t *Tree
 	*line
-	vm   *ctl.VM // nil for files of no machine
-	n    int     // the disk's number, if it is a disk's
-	life uint64  // and which of that number
+	obj  ctl.Object // nil for files of none
+	n    int        // the part's number, if it is a part's
+	life uint64     // and which of that number
 }
+
+// vm is the machine that a file is of, of one that is.
+func (n *node) vm() *ctl.VM { return n.obj.(*ctl.VM) }
+
+// asPart is the part that a file is of, of one that is.
+func (n *node) asPart() ctl.Part { return ctl.Part{Dir: n.part, N: n.n} }
 
 type (
 	dir  struct{ node }
 	file struct{ node }
 )
 
-// at is the Node of a line below n: of the same machine and disk.
+// at is the Node of a line below n: of the same object and part.
 func (n *node) at(l *line) Node {
-	return node{t: n.t, line: l, vm: n.vm, n: n.n, life: n.life}.typed()
+	return node{t: n.t, line: l, obj: n.obj, n: n.n, life: n.life}.typed()
 }
 
-func (n *node) atVM(vm *ctl.VM) Node { return node{t: n.t, line: n.many, vm: vm}.typed() }
+func (n *node) atObject(o ctl.Object) Node { return node{t: n.t, line: n.many, obj: o}.typed() }
 
-func (n *node) atDisk(disk int) Node {
-	return node{t: n.t, line: n.many, vm: n.vm, n: disk, life: n.t.disks.see(n.vm, disk)}.typed()
+func (n *node) atPart(p ctl.Part) Node {
+	return node{t: n.t, line: n.many, obj: n.obj, n: p.N, life: n.t.parts.see(n.obj, p)}.typed()
 }
 
 func (n node) typed() Node {
@@ -70,37 +83,38 @@ func (n node) typed() Node {
 	return &file{n}
 }
 
-// Inode numbers: which machine, which disk and which of that number, which
-// line of the table. Serial numbers are never used again, 0 is no machine's.
-// The root has number 1.
+// Inode numbers: which object, which part and which of that number, which
+// line of the table. Serial numbers are never used again and are of one object
+// of all kinds, 0 is no object's; what the part is, the line says. The root
+// has number 1.
 const (
 	rowBits  = 8
-	diskBits = 4
-	lifeBits = 16 // so many disks of one number a machine can have before an inode number returns
+	partBits = 4
+	lifeBits = 16 // so many parts of one number an object can have before an inode number returns
 )
 
-func (l *line) ino(serial uint64, disk int, life uint64) uint64 {
-	return ((serial<<lifeBits|life&(1<<lifeBits-1))<<diskBits|uint64(disk))<<rowBits | l.row
+func (l *line) ino(serial uint64, part int, life uint64) uint64 {
+	return ((serial<<lifeBits|life&(1<<lifeBits-1))<<partBits|uint64(part))<<rowBits | l.row
 }
 
 func (n *node) ino() uint64 {
-	if n.vm == nil {
+	if n.obj == nil {
 		return n.row
 	}
-	return n.line.ino(n.vm.Serial(), n.n, n.life)
+	return n.line.ino(n.obj.Serial(), n.n, n.life)
 }
 
-// policyPath is the path that the Manager or the machine knows the file by.
+// policyPath is the path that the Manager or the object knows the file by.
 func (n *node) policyPath() string { return n.below[n.n] }
 
 // path is the file's path below the root, for people.
 func (n *node) path() string {
 	p := n.line.path
-	if n.vm != nil {
-		p = strings.Replace(p, "NAME", n.vm.Name(), 1)
+	if n.part != "" {
+		p = strings.Replace(p, n.part+"/N", n.asPart().String(), 1)
 	}
-	if n.disk {
-		p = strings.Replace(p, "disk/N", "disk/"+strconv.Itoa(n.n), 1)
+	if n.obj != nil {
+		p = strings.Replace(p, "NAME", n.obj.Name(), 1)
 	}
 	return p
 }
@@ -108,12 +122,12 @@ func (n *node) path() string {
 // gone answers ENOENT for what was removed while somebody had it open.
 func (n *node) gone() error {
 	switch {
-	case n.vm == nil:
+	case n.obj == nil:
 		return nil
-	case n.vm.Removed():
-		return ctl.Errorf(syscall.ENOENT, "%s: the machine was removed", n.vm.Name())
-	case n.disk && !(n.vm.HasDisk(n.n) && n.t.disks.is(n.vm, n.n, n.life)):
-		return ctl.Errorf(syscall.ENOENT, "disk/%d: the disk was removed", n.n)
+	case n.obj.Removed():
+		return ctl.Errorf(syscall.ENOENT, "%s/%s was removed", n.of, n.obj.Name())
+	case n.part != "" && !(n.obj.HasPart(n.asPart()) && n.t.parts.is(n.obj, n.asPart(), n.life)):
+		return ctl.Errorf(syscall.ENOENT, "%s was removed", n.asPart())
 	}
 	return nil
 }
@@ -135,11 +149,10 @@ func (n *node) refuse(by ctl.Cred, err error) error {
 }
 
 func (n *node) access() ctl.Access {
-	def := ctl.Access{Mode: n.mode}
-	if n.vm == nil {
-		return n.t.m.Access(n.policyPath(), def)
+	if n.obj == nil {
+		return n.t.m.Access(n.policyPath(), ctl.Access{Mode: n.mode})
 	}
-	return n.vm.Access(n.policyPath(), def)
+	return n.obj.Access(n.policyPath(), n.def())
 }
 
 func (n *node) Attr(ctx context.Context) (Attr, error) {
@@ -150,7 +163,7 @@ func (n *node) Attr(ctx context.Context) (Attr, error) {
 	attr := Attr{Ino: n.ino(), Dir: n.kind == directory, Mode: a.Mode, UID: a.UID, GID: a.GID, Mtime: n.mtime()}
 	switch {
 	case n.kind == grows:
-		attr.Size = n.vm.ConsoleLogSize()
+		attr.Size = n.vm().ConsoleLogSize()
 	case n.kind == text && n.read != nil:
 		attr.Size = int64(len(n.read(ctx, n, ctl.Cred{})))
 	}
@@ -159,10 +172,10 @@ func (n *node) Attr(ctx context.Context) (Attr, error) {
 
 func (n *node) mtime() time.Time {
 	switch {
-	case n.vm != nil:
-		return n.vm.Mtime(n.policyPath())
-	case n.mkdir != nil:
-		return time.Unix(0, n.t.moved.Load())
+	case n.obj != nil:
+		return n.obj.Mtime(n.policyPath())
+	case n.objects() != "" && n.mkdir != nil:
+		return time.Unix(0, n.t.moved[n.objects()].Load())
 	case n.kind == text:
 		return n.t.m.EventsChanged()
 	}
@@ -175,10 +188,10 @@ func (n *node) SetAttr(_ context.Context, by ctl.Cred, c ctl.AccessChange) error
 
 // Sync makes a Node a Syncer.
 func (n *node) Sync() error {
-	if n.vm == nil {
+	if n.obj == nil {
 		return nil // those changes are certain when they are answered
 	}
-	return n.vm.Sync()
+	return n.obj.Sync()
 }
 
 func (n *node) setAccess(by ctl.Cred, c ctl.AccessChange) error {
@@ -195,10 +208,10 @@ func (n *node) setAccess(by ctl.Cred, c ctl.AccessChange) error {
 	switch c = differing(c, n.access()); {
 	case c == ctl.AccessChange{}:
 		return nil
-	case n.vm == nil:
+	case n.obj == nil:
 		return n.t.m.SetAccess(by, n.policyPath(), c)
 	}
-	return n.vm.SetAccess(by, n.policyPath(), c)
+	return n.obj.SetAccess(by, n.policyPath(), c)
 }
 
 // differing is what of c would change now. The rest is no change: whoever

@@ -224,7 +224,7 @@ func TestSnapshot(t *testing.T) {
 // gives it back, and others do not feel it.
 func TestHeld(t *testing.T) {
 	tr, _, _ := tree(t)
-	for n := range ctl.MaxDisks {
+	for n := range ctl.MaxParts {
 		ok(t, write(t, tr, alice, "vm/web/config", fmt.Sprintf("disk/%d/path /%s\n", n, strings.Repeat("x", 4000))))
 	}
 	var open []fs.Handle

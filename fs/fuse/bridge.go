@@ -244,7 +244,7 @@ func (b *bridge) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.Ope
 	if !ok {
 		return gofuse.ENOENT
 	}
-	h, err := f.Open(newContext(cancel), opener(f, &in.Caller), openFlags(in.Flags))
+	h, err := f.Open(newContext(cancel), opener(f, openFlags(in.Flags), &in.Caller), openFlags(in.Flags))
 	if err != nil {
 		return status(err)
 	}

@@ -13,9 +13,9 @@ import (
 )
 
 // opener is who opens f: with all groups, if f asks for them.
-func opener(f fs.File, c *gofuse.Caller) ctl.Cred {
+func opener(f fs.File, flags fs.Flags, c *gofuse.Caller) ctl.Cred {
 	by := cred(c)
-	if g, ok := f.(fs.Grouper); ok && g.WantsGroups() {
+	if g, ok := f.(fs.Grouper); ok && g.WantsGroups(flags) {
 		by.Groups = groupsOf(c)
 	}
 	return by
