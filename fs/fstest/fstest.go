@@ -42,6 +42,7 @@ func Run(t *testing.T, dir string) {
 		{"Values", Values},
 		{"Paths", Paths},
 		{"Refused", Refused},
+		{"Clone", Clone},
 		{"Removed", Removed},
 		{"Again", Again},
 		{"Renamed", Renamed},

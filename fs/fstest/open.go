@@ -155,3 +155,47 @@ func Snapshots(t *testing.T, dir string) {
 		}
 	}
 }
+
+// Clone is mkdir and rmdir for clients that have neither: opened to read and
+// write it makes a machine, is its ctl, and takes it back if nobody used it.
+func Clone(t *testing.T, dir string) {
+	opened := func() (f *os.File, vm string) {
+		f, err := os.OpenFile(dir+"/clone", os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		name, err := io.ReadAll(f)
+		if err != nil || !strings.HasSuffix(string(name), "\n") {
+			t.Fatalf("clone: got %q, %v, want a name", name, err)
+		}
+		vm = dir + "/vm/" + strings.TrimSuffix(string(name), "\n")
+		reads(t, vm+"/status", "stopped\n")
+		return f, vm
+	}
+	gone := func(vm string) func() bool {
+		return func() bool { _, err := os.Stat(vm); return os.IsNotExist(err) }
+	}
+	f, vm := opened()
+	f.Close()
+	eventually(t, "a clone that nobody used is gone", gone(vm))
+
+	f, vm = opened()
+	other, second := opened()
+	if second == vm {
+		t.Errorf("two clones are called %s", vm)
+	}
+	fails(t, "no verb", send(f, "no-such-verb\n"), syscall.EINVAL)
+	set(t, vm+"/cpus", "2\n")
+	f.Close()
+	other.Close()
+	eventually(t, "the other clone is gone", gone(second))
+	reads(t, vm+"/cpus", "2\n")
+	set(t, vm+"/ctl", "remove\n")
+
+	f, vm = opened()
+	set(t, vm+"/cpus", "2\n")
+	if err := send(f, "remove\n"); err != nil || !gone(vm)() {
+		t.Errorf("remove by clone: %v, gone %v", err, gone(vm)())
+	}
+}
