@@ -69,9 +69,10 @@ func (r *ResetPort) Read(offset uint64, p []byte) {
 	}
 }
 
-// Write resets if it says so.
+// Write resets if it says so. Only a byte does: a wider access is one of PCI's
+// address port, which is the four bytes around this one.
 func (r *ResetPort) Write(offset uint64, p []byte) {
-	if offset != 0 || len(p) == 0 {
+	if offset != 0 || len(p) != 1 {
 		return
 	}
 	r.value.Store(uint32(p[0] & resetBits &^ resetCPU))

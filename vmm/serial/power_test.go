@@ -40,6 +40,10 @@ func TestResetPort(t *testing.T) {
 	if reset != 0 {
 		t.Error("a reset before it was asked for")
 	}
+	r.Write(0, []byte{6, 0, 0x80})
+	if reset != 0 {
+		t.Error("a reset by a wider access")
+	}
 	r.Write(0, []byte{cf9 | 6})
 	if r.Read(0, p); reset != 1 || p[0] != 2 {
 		t.Errorf("%d resets, reads %#x", reset, p[0])
