@@ -67,8 +67,8 @@ const blkRequestBytes = blkSegmentBytes * blkSegments
 
 const maxBlkQueues = 16
 
-// slowRequest is how long a request may have taken for the driver to hear of
-// it at once, and not with the batch.
+// slowRequest is how long writing may take until the driver hears of what is
+// done at once, and not with the batch.
 const slowRequest = 50 * time.Microsecond
 
 // BlkConfig is a disk.
@@ -97,6 +97,7 @@ type Blk struct {
 	host       Host
 	capacity   atomic.Uint64 // in sectors
 	writeFlags int64         // of pwritev2
+	noNowait   atomic.Bool   // the image's file system cannot say that a read would wait
 }
 
 // NewBlk makes a block device. It looks at the image, and changes nothing.
@@ -211,17 +212,21 @@ func (b *Blk) Start(features uint64) error {
 	return nil
 }
 
-// Serve handles the requests of a queue, one after another.
+// Serve handles the requests of a queue, one after another. The driver hears
+// of what is done before a request that waits for the host's disk.
 func (b *Blk) Serve(_ int, q *Queue) {
 	for q.Wait() {
 		shown := time.Now()
 		for c := q.Next(); c != nil; c = q.Next() {
-			n, err := b.request(c)
+			n, quick, err := b.request(q, c)
 			if err != nil {
 				q.Fail(err)
 				break
 			}
 			q.Done(c, n)
+			if quick {
+				continue
+			}
 			if now := time.Now(); now.Sub(shown) > slowRequest {
 				q.Publish()
 				shown = now
@@ -231,39 +236,69 @@ func (b *Blk) Serve(_ int, q *Queue) {
 }
 
 // request handles one request and is how many bytes from the first on were
-// written to the driver's buffers. It is an error if there is no header or no
-// place for the status.
-func (b *Blk) request(c *Chain) (uint32, error) {
+// written to the driver's buffers, and whether that cannot have taken long.
+// It is an error if there is no header or no place for the status.
+func (b *Blk) request(q *Queue, c *Chain) (used uint32, quick bool, err error) {
 	var h [blkHeader]byte
 	if c.take(h[:]) < len(h) {
-		return 0, errors.New("blk: a request without a header")
+		return 0, false, errors.New("blk: a request without a header")
 	}
 	if c.writeLen == 0 {
-		return 0, errors.New("blk: a request without a status byte")
+		return 0, false, errors.New("blk: a request without a status byte")
 	}
 	status := c.takeLast()
 	room := c.writeLen
-	code, n := b.do(c, binary.LittleEndian.Uint32(h[0:]), binary.LittleEndian.Uint64(h[8:]))
-	status[0] = code
+	kind, at := binary.LittleEndian.Uint32(h[0:]), binary.LittleEndian.Uint64(h[8:])
+	var n uint64
+	if kind == blkIn {
+		status[0], n, quick = b.read(q, c, at)
+	} else {
+		status[0], n = b.do(q, c, kind, at)
+	}
 	if n == room {
 		n++ // the status too stands in one piece with what was written
 	}
-	return uint32(n), nil
+	return uint32(n), quick, nil
 }
 
-// do carries out a request, and is its status and how many bytes of data the
-// driver gets.
-func (b *Blk) do(c *Chain, kind uint32, at uint64) (code byte, n uint64) {
+// read is a read request: first what the host has in memory, and if that is
+// not all, the rest when the driver has heard of what is done.
+func (b *Blk) read(q *Queue, c *Chain, at uint64) (code byte, n uint64, quick bool) {
+	iov := c.toWrite()
+	if !b.fits(at, c.writeLen) {
+		return blkIOErr, 0, true
+	}
+	if len(iov) > 0 && !b.noNowait.Load() {
+		k, err := vectored(unix.SYS_PREADV2, b.cfg.FD, iov, int64(at*sector), unix.RWF_NOWAIT)
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			b.noNowait.Store(true)
+		}
+		if uint64(k) == c.writeLen {
+			return blkOK, uint64(k), true
+		}
+		n = uint64(k)
+		iov = skip(iov, n)
+		q.Publish()
+	}
+	code, moved := b.transfer(unix.SYS_PREADV2, iov, c.writeLen-n, at*sector+n, 0)
+	return code, n + moved, false
+}
+
+// do carries out a request other than a read, and is its status and how many
+// bytes of data the driver gets.
+func (b *Blk) do(q *Queue, c *Chain, kind uint32, at uint64) (code byte, n uint64) {
 	switch kind {
-	case blkIn:
-		return b.transfer(unix.SYS_PREADV, c.toWrite(), c.writeLen, at, 0)
 	case blkOut:
-		if b.cfg.ReadOnly {
+		if b.cfg.ReadOnly || !b.fits(at, c.readLen) {
 			return blkIOErr, 0
 		}
-		code, _ = b.transfer(unix.SYS_PWRITEV2, c.toRead(), c.readLen, at, b.writeFlags)
+		if b.writeFlags != 0 {
+			q.Publish()
+		}
+		code, _ = b.transfer(unix.SYS_PWRITEV2, c.toRead(), c.readLen, at*sector, b.writeFlags)
 		return code, 0
 	case blkDoFlush:
+		q.Publish()
 		return hostStatus(unix.Fdatasync(b.cfg.FD)), 0
 	case blkGetID:
 		var id [blkIDSize]byte
@@ -273,6 +308,7 @@ func (b *Blk) do(c *Chain, kind uint32, at uint64) (code byte, n uint64) {
 		if b.cfg.ReadOnly {
 			return blkUnsupported, 0
 		}
+		q.Publish()
 		return b.segments(c, kind), 0
 	}
 	return blkUnsupported, 0
@@ -291,21 +327,21 @@ func (b *Blk) inside(at, n uint64) bool {
 	return at <= have && n <= have-at
 }
 
-// transfer moves n bytes between iov and the sectors from at on, and is how
+// fits is whether n bytes of data from the sector at on can be one request.
+func (b *Blk) fits(at, n uint64) bool {
+	return n%sector == 0 && n <= blkRequestBytes && b.inside(at, n/sector)
+}
+
+// transfer moves n bytes between iov and the image from off on, and is how
 // many were moved.
-func (b *Blk) transfer(call uintptr, iov []unix.Iovec, n, at uint64, flags int64) (code byte, moved uint64) {
-	if n%sector != 0 || n > blkRequestBytes || !b.inside(at, n/sector) {
-		return blkIOErr, 0
-	}
+func (b *Blk) transfer(call uintptr, iov []unix.Iovec, n, off uint64, flags int64) (code byte, moved uint64) {
 	for moved < n {
-		k, err := vectored(call, b.cfg.FD, iov, int64(at*sector+moved), flags)
+		k, err := vectored(call, b.cfg.FD, iov, int64(off+moved), flags)
 		if err != nil || k == 0 {
 			return blkIOErr, moved
 		}
 		moved += uint64(k)
-		if moved < n {
-			iov = skip(iov, uint64(k))
-		}
+		iov = skip(iov, uint64(k))
 	}
 	return blkOK, moved
 }

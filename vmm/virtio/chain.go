@@ -10,15 +10,19 @@ const MaxQueueSize = 256
 // the guest's memory, first what the device reads, then what it writes.
 type Chain struct {
 	head     uint16
+	store    []unix.Iovec // the memory of iov
 	iov      []unix.Iovec // none is empty
 	writable int          // the index in iov of the first to write to
 
 	readLen, writeLen uint64 // bytes; both fit 32 bits together
 }
 
+// makeChain makes a chain for up to n descriptors, to be used again and again.
+func makeChain(n int) Chain { return Chain{store: make([]unix.Iovec, 0, n)} }
+
 func (c *Chain) reset(head uint16) {
 	c.head = head
-	c.iov = c.iov[:0]
+	c.iov = c.store
 	c.writable, c.readLen, c.writeLen = 0, 0, 0
 }
 

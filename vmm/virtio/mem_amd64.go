@@ -56,7 +56,7 @@ func iovSkip(v unix.Iovec, n uint64) unix.Iovec {
 	return v
 }
 
-// vectored is readv, writev, preadv or pwritev2. The memory of iov, which is
+// vectored is readv, writev, preadv2 or pwritev2. The memory of iov, which is
 // not empty, may be the guest's.
 func vectored(call uintptr, fd int, iov []unix.Iovec, offset, flags int64) (int, error) {
 	for {

@@ -206,14 +206,13 @@ func (n *Net) Serve(queue int, q *Queue) {
 		n.transmit(q)
 		return
 	}
-	rx := receiver{n: n, q: q, need: netMaxFrame}
+	rx := receiver{n: n, q: q, need: netMaxFrame, chain: makeChain(MaxQueueSize)}
 	if mtu := int(n.cfg.MTU); mtu > 0 {
 		rx.need = max(rx.need, netHeader+14+4+mtu)
 	}
 	if n.features&netGuestGSO != 0 {
 		rx.need = netMaxPacket
 	}
-	rx.chain.iov = make([]unix.Iovec, 0, MaxQueueSize)
 	rx.iov = make([]unix.Iovec, 0, netMaxIovecs)
 	rx.held = make([]held, 0, MaxQueueSize)
 	rx.run()

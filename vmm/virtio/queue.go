@@ -93,8 +93,8 @@ func newQueue(mem Memory, c ringConfig, maxSize uint16, features uint64) (*Queue
 		desc:     desc,
 		avail:    avail,
 		used:     used,
+		chain:    makeChain(int(maxSize)),
 	}
-	q.chain.iov = make([]unix.Iovec, 0, maxSize)
 	return q, nil
 }
 

@@ -383,3 +383,6 @@ func (d *Driver) sleep(late <-chan time.Time) error {
 	}
 	return nil
 }
+
+// Desc is the descriptor table.
+func (q *Queue) Desc() []byte { return q.desc }
