@@ -1,6 +1,8 @@
 package priv
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,12 +11,16 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmfs/priv/network"
 )
 
 // Options are what root says on the command line. All paths are absolute.
 type Options struct {
 	Mount, State, Run string
 	Images            []string // below which root's own images lie
+	Interfaces        []string // that vmfs did not make and may use
+	Networks          []string // that machines and switches have addresses of
 	Version           string   // of the program, for core to show
 }
 
@@ -27,6 +33,10 @@ const (
 
 // DefaultImages is used when root lists no directory.
 var DefaultImages = []string{"/var/lib/vmfs/images", "/boot", "/usr/share"}
+
+// DefaultNetworks is used when root lists no network: those that nobody has in
+// the world.
+var DefaultNetworks = []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"}
 
 // maxRun leaves room for a socket's name in the 107 bytes of its address.
 const maxRun = 80
@@ -52,6 +62,14 @@ func (o *Options) check() error {
 			return fmt.Errorf("images directory %q: not an absolute path", d)
 		}
 	}
+	for _, name := range o.Interfaces {
+		if !network.ValidName(name) {
+			return fmt.Errorf("interface %q: no interface can be called so", name)
+		}
+	}
+	if _, err := parseAll(o.Networks, parseNetwork); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
 	return o.resolve()
 }
 
@@ -70,6 +88,18 @@ func (o *Options) resolve() error {
 		}
 	}
 	return nil
+}
+
+// network says what may be done to links. The nftables tables of a daemon with
+// another run directory have another name, so that each keeps to its own.
+func (o *Options) network(records string) network.Options {
+	networks, _ := parseAll(o.Networks, parseNetwork)
+	tables := "vmfs"
+	if o.Run != DefaultRun {
+		sum := sha256.Sum256([]byte(o.Run))
+		tables += "-" + hex.EncodeToString(sum[:4])
+	}
+	return network.Options{Records: records, Interfaces: o.Interfaces, Networks: networks, Tables: tables}
 }
 
 func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }

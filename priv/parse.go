@@ -11,11 +11,12 @@ import (
 
 	"vmfs/ctl"
 	"vmfs/priv/confine"
+	"vmfs/priv/network"
 	"vmfs/priv/wire"
 )
 
 // maxID bounds the ids of machines, and so the uids of guests.
-const maxID = 100_000_000
+const maxID = network.MaxID
 
 // parseID reads the id of a machine: 1 to maxID, in canonical decimal.
 func parseID(s string) (uint32, error) {
@@ -26,13 +27,13 @@ func parseID(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// parseUID reads the uid of a user. Core's and the guests' own are nobody's.
+// parseUID reads the uid of a user. The roles' own are nobody's.
 func parseUID(s string) (uint32, error) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	if err != nil || n == 1<<32-1 || strconv.FormatUint(n, 10) != s {
 		return 0, fmt.Errorf("%.40q is no uid", s)
 	}
-	if n >= confine.CoreUID && n <= confine.GuestUID+maxID {
+	if n >= confine.LeaseUID && n <= confine.GuestUID+maxID {
 		return 0, fmt.Errorf("uid %d is the daemon's own", n)
 	}
 	return uint32(n), nil

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/priv/confine"
+	"vmfs/priv/network"
 )
 
 const (
@@ -33,6 +34,8 @@ type server struct {
 	guests  *guests
 	openers *openers
 	engines engines
+	network *network.Network
+	lease   leaser
 
 	ready    sync.Once     // announce
 	draining atomic.Bool   // guests are being stopped
@@ -129,6 +132,9 @@ func newServer(o Options) (_ *server, err error) {
 	if s.state, err = lockState(o.State); err != nil {
 		return nil, fmt.Errorf("state directory %w", err)
 	}
+	if s.network, err = network.Open(o.network(s.guests.records.dir)); err != nil {
+		return nil, err
+	}
 	if err := makePoint(o.Mount); err != nil {
 		return nil, fmt.Errorf("mount point %w", err)
 	}
@@ -161,6 +167,7 @@ func (s *server) run(stop <-chan os.Signal) error {
 			return nil
 		}
 		s.draining.Store(false)
+		s.lease.end()
 		fmt.Fprintf(os.Stderr, "vmfs: core ended: %s\n", oneLine(c.death()))
 		if deaths = recent(append(deaths, time.Now())); len(deaths) >= deathsAllowed {
 			return fmt.Errorf("core ended %d times within %v", len(deaths), deathsWithin)
@@ -243,6 +250,8 @@ func (s *server) exited(id uint32, status string) {
 // guests with their records.
 func (s *server) close() {
 	s.tree.clear()
+	s.lease.end()
+	s.network.Close()
 	if live, err := s.guests.list(0, 1); err == nil && len(live) == 0 {
 		os.Remove(s.guests.dir)
 		os.Remove(s.guests.records.dir)

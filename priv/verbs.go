@@ -29,7 +29,7 @@ type reply struct {
 	then   func()
 }
 
-// verbs is all that core may ask for.
+// verbs is all that core may ask for, with linkVerbs.
 var verbs = []verb{
 	{"open", "UID (ro|rw FORMAT PATH)...", "only a user's own rights open his files, and those behind them; root's only below -images", parseOpen},
 	{"spawn", "ID kvm|tcg", "namespaces and the guest's uid need root; one guest an id", parseSpawn},
@@ -42,9 +42,11 @@ var verbs = []verb{
 	{"shutdown", "", "ends the daemon; guests that are left run on", none(shutdown)},
 }
 
+func allVerbs() []verb { return append(verbs[:len(verbs):len(verbs)], linkVerbs...) }
+
 // parseRequest finds the verb and parses its arguments.
 func parseRequest(name string, args []string) (act, error) {
-	for _, v := range verbs {
+	for _, v := range allVerbs() {
 		if v.name != name {
 			continue
 		}

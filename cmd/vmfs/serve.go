@@ -24,6 +24,8 @@ func serve(args []string) int {
 	flags.StringVar(&o.State, "state", priv.DefaultState, "")
 	flags.StringVar(&o.Run, "run", priv.DefaultRun, "")
 	flags.Var((*list)(&o.Images), "images", "")
+	flags.Var((*list)(&o.Interfaces), "interface", "")
+	flags.Var((*list)(&o.Networks), "network", "")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
@@ -33,6 +35,9 @@ func serve(args []string) int {
 	}
 	if o.Images == nil {
 		o.Images = priv.DefaultImages
+	}
+	if o.Networks == nil {
+		o.Networks = priv.DefaultNetworks
 	}
 	if err := priv.Serve(o); err != nil {
 		return fail(err)

@@ -3,7 +3,7 @@ package confine
 import "golang.org/x/sys/unix"
 
 // Roles lists every role, in the order in which they come to be.
-var Roles = []Role{Priv, Opener, Core, Jail, Guest}
+var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest}
 
 // Priv is the daemon's privileged half.
 var Priv = Role{
@@ -13,11 +13,13 @@ var Priv = Role{
 		{"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN, "mounts the tree, makes a guest's namespaces"},
 		{"CAP_SYS_CHROOT", unix.CAP_SYS_CHROOT, "for a guest: enters its jail"},
 		{"CAP_MKNOD", unix.CAP_MKNOD, "for a guest: a /dev/kvm node of its own"},
-		{"CAP_SETUID", unix.CAP_SETUID, "openers, core and guests become somebody else"},
+		{"CAP_SETUID", unix.CAP_SETUID, "openers, core, lease and guests become somebody else"},
 		{"CAP_SETGID", unix.CAP_SETGID, "the same, for groups"},
 		{"CAP_SETPCAP", unix.CAP_SETPCAP, "the roles empty their bounding sets"},
 		{"CAP_CHOWN", unix.CAP_CHOWN, "gives core its state directory and the guests' sockets"},
-		{"CAP_KILL", unix.CAP_KILL, "ends openers, core and guests, which are not root's"},
+		{"CAP_KILL", unix.CAP_KILL, "ends openers, core, lease and guests, which are not root's"},
+		{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN, "taps, bridges, VRFs, addresses, nftables"},
+		{"CAP_NET_RAW", unix.CAP_NET_RAW, "the packet sockets that lease answers on"},
 	},
 	Default: Allow,
 	Calls: []Calls{
@@ -81,6 +83,20 @@ var Core = Role{
 	},
 }
 
+// Lease answers DHCP and sends router advertisements.
+var Lease = Role{
+	Name:    "lease",
+	User:    "1899999998",
+	Default: Deny,
+	Calls: lines(never, goRuntime, []Calls{
+		{"recvmsg sendmsg", Allow, nil, "core's requests with the links' sockets beside them; the guests' frames"},
+		{"sendto", Allow, nil, "answers to guests"},
+		{"getsockname getsockopt setsockopt", Allow, nil, "whether a socket is a link's, and the MAC of its interface"},
+		{"getpeername shutdown", Allow, nil, "the runtime's handling of the conversation"},
+	}),
+	NoLandlock: "there is no rule to list: it is under Landlock without any, and opens nothing",
+}
+
 // Jail is a guest from its exec until it has built its jail.
 var Jail = Role{
 	Name: "jail",
@@ -127,6 +143,9 @@ var Guest = Role{
 
 // CoreUID is core's uid and gid where there is no user _vmfs.
 const CoreUID = 1899999999
+
+// LeaseUID is the uid and gid of the process that answers DHCP.
+const LeaseUID = 1899999998
 
 // GuestUID is what the id of a machine is added to for the uid and gid of its
 // guest process.
