@@ -121,6 +121,15 @@ type memoryRegion struct {
 	guest, size, address uint64
 }
 
+// irqChip is a controller's state, here one of the two PICs'.
+type irqChip struct {
+	id, _ uint32
+	_     [2]uint8 // requests
+	mask  uint8
+	_     [13]uint8
+	_     [496]uint8
+}
+
 type pitConfig struct {
 	flags uint32
 	_     [15]uint32

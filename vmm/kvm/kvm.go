@@ -30,6 +30,8 @@ const (
 	setTSSAddr          = 0xae47
 	setIdentityMapAddr  = 0x4008ae48
 	createIRQChip       = 0xae60
+	getIRQChip          = 0xc208ae62
+	setIRQChip          = 0x8208ae63
 	irqfd               = 0x4020ae76
 	createPIT2          = 0x4040ae77
 	ioeventfd           = 0x4040ae79
@@ -56,7 +58,7 @@ const (
 var Ioctls = []uint32{
 	getAPIVersion, createVM, checkExtension, getVCPUMmapSize, getSupportedCPUID,
 	createVCPU, setUserMemoryRegion, setTSSAddr, setIdentityMapAddr, createIRQChip,
-	irqfd, createPIT2, ioeventfd, enableCap, run, getRegs, setRegs, getSregs, setSregs,
+	getIRQChip, setIRQChip, irqfd, createPIT2, ioeventfd, enableCap, run, getRegs, setRegs, getSregs, setSregs,
 	translate, setMSRs, setFPU, getLAPIC, setLAPIC, setCPUID2, getMPState, setMPState,
 	getVCPUEvents, setVCPUEvents, kvmclockCtrl,
 }

@@ -52,10 +52,30 @@ func (vm *VM) setUp() error {
 	if _, err := ioctl(vm.fd, createIRQChip, 0); err != nil {
 		return failed("KVM_CREATE_IRQCHIP", err)
 	}
+	if err := vm.maskPIC(); err != nil {
+		return err
+	}
 	if _, err := ioctlPtr(vm.fd, createPIT2, &pitConfig{flags: pitSpeakerDummy}); err != nil {
 		return failed("KVM_CREATE_PIT2", err)
 	}
 	return vm.withoutPMU()
+}
+
+// maskPIC leaves the two PICs as a firmware does, with every line masked: the
+// first 16 lines are theirs too, and a guest that finds nothing of them in
+// ACPI's tables does not touch them. One that uses them sets them up.
+func (vm *VM) maskPIC() error {
+	for id := range uint32(2) {
+		chip := &irqChip{id: id}
+		if _, err := ioctlPtr(vm.fd, getIRQChip, chip); err != nil {
+			return failed("KVM_GET_IRQCHIP", err)
+		}
+		chip.mask = 0xff
+		if _, err := ioctlPtr(vm.fd, setIRQChip, chip); err != nil {
+			return failed("KVM_SET_IRQCHIP", err)
+		}
+	}
+	return nil
 }
 
 // withoutPMU keeps a guest from the host's performance counters. A kernel

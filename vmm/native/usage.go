@@ -1,0 +1,102 @@
+package native
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmfs/ctl"
+	"vmfs/vmm/virtio"
+)
+
+// Exits count why the CPUs left the guest.
+type Exits struct {
+	IO, MMIO    uint64 // for a device
+	Interrupted uint64 // by a signal
+	Stray       uint64 // IO and MMIO where no device is
+}
+
+func (e *Exits) add(o Exits) {
+	e.IO += o.IO
+	e.MMIO += o.MMIO
+	e.Interrupted += o.Interrupted
+	e.Stray += o.Stray
+}
+
+func (b *board) exits() (sum Exits) {
+	for _, x := range b.cpus.all {
+		sum.add(Exits{IO: x.io.Load(), MMIO: x.mmio.Load(), Interrupted: x.interrupted.Load()})
+	}
+	sum.Stray = b.ports.strays.Load() + b.memory.strays.Load()
+	return sum
+}
+
+// Exits are those since the machine was started.
+func (vm *VM) Exits() Exits {
+	vm.mu.Lock()
+	sum := vm.past
+	b := vm.board.Load()
+	vm.mu.Unlock()
+	if b != nil {
+		sum.add(b.exits())
+	}
+	return sum
+}
+
+// errConsoleClosed is a console whose board is gone.
+var errConsoleClosed = virtio.ErrClosed
+
+// input types p as far as the guest takes it.
+func (b *board) input(p []byte) (int, error) {
+	if b.console != nil {
+		return b.console.Write(p)
+	}
+	return b.uart.Input(p), nil
+}
+
+// Usage is what this process has used, of processor time and of memory beyond
+// the guest's own.
+func (vm *VM) Usage() (ctl.Usage, error) {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return ctl.Usage{}, fmt.Errorf("usage: %w", err)
+	}
+	u := ctl.Usage{CPU: time.Duration(r.Utime.Nano() + r.Stime.Nano())}
+	if vm.spec.Memory == nil {
+		return u, nil
+	}
+	rollup := make([]byte, 4096)
+	n, err := vm.spec.Memory.ReadAt(rollup, 0)
+	if err != nil && err != io.EOF {
+		return ctl.Usage{}, fmt.Errorf("usage: %w", err)
+	}
+	if u.Overhead, err = parsePss(rollup[:n]); err != nil {
+		return ctl.Usage{}, err
+	}
+	if guest, err := vm.ram.Resident(); err == nil { // not after the end
+		u.Overhead -= min(u.Overhead, guest)
+	}
+	return u, nil
+}
+
+// parsePss finds the line Pss of a smaps_rollup, in KiB, and returns bytes.
+func parsePss(rollup []byte) (uint64, error) {
+	for line := range bytes.Lines(rollup) {
+		value, ok := bytes.CutPrefix(line, []byte("Pss:"))
+		if !ok {
+			continue
+		}
+		value = bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(value), []byte("kB")))
+		kib, err := strconv.ParseUint(string(value), 10, 48)
+		if err != nil {
+			break
+		}
+		return kib << 10, nil
+	}
+	return 0, fmt.Errorf("usage: smaps_rollup: %w", syscall.EPROTO)
+}
