@@ -2,6 +2,7 @@ package priv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"vmfs/ctl"
 	"vmfs/priv/network"
@@ -61,7 +64,25 @@ func onLink(of func(ctl.Link) error, parse func(args []string) (linkAct, error))
 		if err != nil {
 			return nil, err
 		}
-		return func(ctx context.Context, s *server) (reply, error) { return do(ctx, s.network, l) }, nil
+		return func(ctx context.Context, s *server) (reply, error) {
+			r, err := do(ctx, s.network, l)
+			if errors.Is(err, syscall.EPERM) {
+				s.refused(err)
+			}
+			return r, err
+		}, nil
+	}
+}
+
+// refusalEvery is how often a refusal is logged at most.
+const refusalEvery = time.Second
+
+// refused logs that core asked for what it may not have. It may be a user's
+// mistake that core passed on.
+func (s *server) refused(err error) {
+	last, now := s.lastRefusal.Load(), time.Now().UnixNano()
+	if now-last > int64(refusalEvery) && s.lastRefusal.CompareAndSwap(last, now) {
+		fmt.Fprintf(os.Stderr, "vmfs: refused: %s\n", oneLine(err.Error()))
 	}
 }
 

@@ -16,11 +16,13 @@ var seeds = []string{
 	"spawn 1 kvm", "spawn 1 tcg", "spawn 0 tcg", "spawn 100000001 tcg", "spawn 1 xen", "spawn 1", "spawn ../1 tcg",
 	"guests 0", "guests 7", "guests", "guests -1", "end 1", "end 0", "end 1 2", "engines", "engines x", "alive", "serving",
 	"draining", "shutdown", "shutdown now", "exec /bin/sh", `"" x`,
+	"lease", "lease now", "links -", "links vm1-if0", "links x", "release vm1-if0",
 }
 
 func TestParseRequest(t *testing.T) {
 	good := []string{"open 1000 ro auto /srv/a.raw rw qcow2 /srv/b", `open 0 ro raw "/srv/a b"`, "open 5 ro firmware /f", "spawn 1 kvm", "spawn 1 tcg",
-		"guests 0", "guests 7", "end 1", "engines", "alive", "serving", "draining", "shutdown"}
+		"guests 0", "guests 7", "end 1", "engines", "alive", "serving", "draining", "shutdown",
+		"lease", "links -", "links vm1-if0", "release vm1-if0"}
 	for _, s := range seeds {
 		fields, err := wire.Decode([]byte(s))
 		if err != nil {
@@ -38,7 +40,7 @@ func TestParseRequest(t *testing.T) {
 
 func TestVerbTable(t *testing.T) {
 	seen := make(map[string]bool)
-	for _, v := range verbs {
+	for _, v := range allVerbs() {
 		if v.name == "" || v.why == "" || v.parse == nil || seen[v.name] {
 			t.Errorf("verb %q: twice, or without a reason or a parser", v.name)
 		}

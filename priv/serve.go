@@ -37,6 +37,8 @@ type server struct {
 	network *network.Network
 	lease   leaser
 
+	lastRefusal atomic.Int64 // unix nanoseconds
+
 	ready    sync.Once     // announce
 	draining atomic.Bool   // guests are being stopped
 	shutdown sync.Once     // closes ending

@@ -24,17 +24,9 @@ func (n *Network) Rdomain(l ctl.Link, table uint32) error {
 			return err
 		}
 		if r.table != 0 && r.table != table {
-			if err := n.leaveVRF(r, i); err != nil {
+			if err := n.exitVRF(l, r, i); err != nil {
 				return err
 			}
-			old := r.table
-			if r.table = 0; n.save(l, r) != nil {
-				return err
-			}
-			if err := n.dropVRF(old); err != nil {
-				return err
-			}
-			i.MasterIndex = 0
 		}
 		if table == 0 {
 			return nil
@@ -68,6 +60,20 @@ func (n *Network) enterVRF(l ctl.Link, r *record, i *iface, table uint32) error 
 	return n.restoreAddrs(r, i)
 }
 
+// exitVRF takes a link out of its VRF, and removes that if nobody else is in
+// it.
+func (n *Network) exitVRF(l ctl.Link, r *record, i *iface) error {
+	if err := n.leaveVRF(r, i); err != nil {
+		return err
+	}
+	table := r.table
+	r.table = 0
+	if err := n.save(l, r); err != nil {
+		return err
+	}
+	return n.dropVRF(table)
+}
+
 // leaveVRF takes an interface out of the VRF that it was put into.
 func (n *Network) leaveVRF(r *record, i *iface) error {
 	if i.MasterIndex == 0 {
@@ -80,6 +86,7 @@ func (n *Network) leaveVRF(r *record, i *iface) error {
 	if err := n.kernel.setMaster(i.Index, 0); err != nil {
 		return fmt.Errorf("%s out of %s: %w", i.Name, v.Name, err)
 	}
+	i.MasterIndex = 0
 	return n.restoreAddrs(r, i)
 }
 
