@@ -18,6 +18,9 @@ type Client struct {
 
 	mu    sync.Mutex
 	turns map[uint32]*turns // by user
+
+	leasing sync.Mutex
+	lease   ctl.Lease // nil until it is asked for
 }
 
 // opensEach is how many openers one user has at a time: priv works on 64

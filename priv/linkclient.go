@@ -9,11 +9,12 @@ import (
 	"syscall"
 
 	"vmfs/ctl"
+	"vmfs/priv/lease"
 	"vmfs/priv/network"
 	"vmfs/priv/wire"
 )
 
-// The methods of ctl.Network, but for Lease: StartLease is its beginning.
+var _ ctl.Network = (*Client)(nil)
 
 // Tap opens the tap of a NIC; the caller closes the file.
 func (c *Client) Tap(ctx context.Context, nic ctl.Link, name string) (*os.File, string, error) {
@@ -168,14 +169,32 @@ func (c *Client) Listen(ctx context.Context, l ctl.Link) (*os.File, error) {
 	return c.file(ctx, "listen", l.String())
 }
 
-// StartLease starts the process that answers DHCP, in the place of one that
-// runs, and returns core's end of the conversation with it.
-func (c *Client) StartLease(ctx context.Context) (*wire.Conn, error) {
+// Lease starts the process that answers DHCP; the same one if it runs. What
+// a caller Closes is closed for all.
+func (c *Client) Lease(ctx context.Context) (ctl.Lease, error) {
+	c.leasing.Lock()
+	defer c.leasing.Unlock()
+	if c.lease != nil {
+		select {
+		case <-c.lease.Done():
+		default:
+			return c.lease, nil
+		}
+	}
 	f, err := c.file(ctx, "lease")
 	if err != nil {
 		return nil, err
 	}
-	return wire.NewConn(f)
+	conn, err := wire.NewConn(f)
+	if err != nil {
+		return nil, err
+	}
+	l, err := lease.Meet(conn)
+	if err != nil {
+		return nil, err
+	}
+	c.lease = l
+	return l, nil
 }
 
 // link asks for something about a link that is answered with nothing.

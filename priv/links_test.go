@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -304,30 +305,72 @@ func TestLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := c.StartLease(context.Background())
+	ctx := context.Background()
+	l, err := c.Lease(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	first := s.lease.gone
-	if peer, err := conn.Hello("core"); err != nil || len(peer) != 2 || peer[0] != "lease" || peer[1] != "1899999998" {
-		t.Errorf("it says it is %q, %v", peer, err)
+	pid, gone := s.lease.cmd.Process.Pid, s.lease.gone
+	here, _ := os.Readlink("/proc/self/ns/net")
+	if there, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil || there == here {
+		t.Errorf("its network is %s, ours %s (%v)", there, here, err)
 	}
-	another, err := c.StartLease(context.Background())
-	if err != nil {
+	if again, err := c.Lease(ctx); err != nil || again != l {
+		t.Errorf("asked again: %v, %v", again, err)
+	}
+	serveOn(t, c, l)
+	l.Close()
+	within(t, gone, "it did not end with its conversation")
+	<-l.Done()
+	another, err := c.Lease(ctx)
+	if err != nil || another == l {
+		t.Fatalf("after its end: %v, %v", another, err)
+	}
+	gone = s.lease.gone
+	if _, err := s.lease.start(); err != nil { // as another core's
 		t.Fatal(err)
 	}
-	select {
-	case <-first:
-	default:
-		t.Error("two at a time")
-	}
-	second := s.lease.gone
-	another.Close()
-	select {
-	case <-second:
-	case <-time.After(5 * time.Second):
-		t.Error("it did not end with its conversation")
-	}
+	within(t, gone, "two at a time")
 	s.lease.end()
+}
+
+// serveOn has it answer on the socket of a link.
+func serveOn(t *testing.T, c *Client, l ctl.Lease) {
+	t.Helper()
+	ctx, nic := context.Background(), ctl.NICLink(1, 0)
+	addrs, err := ctl.Local(netip.MustParsePrefix("100.64.0.0/10"), netip.Prefix{}, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap, _, err := c.Tap(ctx, nic, "tap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	if err := errors.Join(c.Addresses(ctx, nic, []netip.Prefix{addrs.Host}), c.SetUp(ctx, nic, true)); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := c.Listen(ctx, nic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	service := ctl.LeaseService{Server: addrs.Host, Bindings: []ctl.LeaseBinding{
+		{MAC: net.HardwareAddr{0xfe, 0xe1, 0xbb, 0xd1, 0, 1}, Addr: addrs.Guest.Addr(), Hostname: "web"},
+	}}
+	if err := l.Serve(ctx, nic, socket, service); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Stop(ctx, nic), c.Release(ctx, nic)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func within(t *testing.T, gone <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-gone:
+	case <-time.After(5 * time.Second):
+		t.Error(what)
+	}
 }

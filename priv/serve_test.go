@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,6 +153,24 @@ func (d *running) core() int {
 	return pid
 }
 
+// lease is the pid of the process that answers DHCP.
+func (d *running) lease() int {
+	d.t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, path := range all {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		stat, _ := os.ReadFile(filepath.Dir(path) + "/stat")
+		if line, err := os.ReadFile(path); err == nil && string(line) == "vmfs\x00lease\x00" && strings.Contains(string(stat), fmt.Sprintf(") S %d ", d.cmd.Process.Pid)) {
+			return pid
+		}
+	}
+	d.t.Fatal("no process lease")
+	return 0
+}
+
 func (p place) guest(id uint32) record {
 	p.t.Helper()
 	r, err := records{p.run + "/priv"}.read(guestRecord(id))
@@ -205,8 +224,11 @@ func TestServeAndTerm(t *testing.T) {
 // TestHeld holds the running processes against the tables.
 func TestHeld(t *testing.T) {
 	p := newPlace(t)
-	d := p.serve("spawn:3 serving")
+	d := p.serve("spawn:3 lease serving")
 	d.says("vmfs: serving")
+	if err := held.Check(d.lease(), confine.Lease, confine.LeaseUID); err != nil {
+		t.Error(err)
+	}
 	if err := held.Check(d.cmd.Process.Pid, confine.Priv, 0); err != nil {
 		t.Error(err)
 	}

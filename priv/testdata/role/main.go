@@ -1,5 +1,5 @@
-// Role is a daemon for the tests of package priv: its priv and opener are the
-// real ones, its core does what its version says, its guest only listens.
+// Role is a daemon for the tests of package priv: its priv, opener and lease are
+// the real ones, its core does what its version says, its guest only listens.
 //
 //	role serve MNT STATE RUN VERSION IMAGES...
 package main
@@ -19,6 +19,7 @@ import (
 
 	"vmfs/priv"
 	"vmfs/priv/confine"
+	"vmfs/priv/lease"
 	"vmfs/priv/wire"
 )
 
@@ -41,7 +42,7 @@ func main() {
 	case "guest":
 		guest(args)
 	case "lease":
-		lease()
+		os.Exit(lease.Main())
 	}
 }
 
@@ -92,6 +93,8 @@ func do(p *priv.Client, word string, signals chan os.Signal) {
 		all, gerr := p.Guests(ctx)
 		fmt.Fprintln(os.Stderr, "guests", len(all))
 		err = gerr
+	case "lease":
+		_, err = p.Lease(ctx)
 	case "draining":
 		err = p.Draining(ctx)
 	case "usr1":
@@ -121,16 +124,6 @@ func sendRaw(conn *wire.Conn, line string) {
 			time.Sleep(time.Minute) // priv ends it
 		}
 	}
-}
-
-// lease says who it is, and ends with its conversation.
-func lease() {
-	conn, err := wire.NewConn(os.NewFile(3, "core"))
-	if err != nil {
-		os.Exit(1)
-	}
-	conn.Hello("lease", strconv.Itoa(os.Getuid()))
-	conn.Recv()
 }
 
 // guest drops its privileges, listens and says hello to whoever comes.
