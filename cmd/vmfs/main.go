@@ -14,6 +14,7 @@ import (
 	"os"
 
 	"vmfs/priv"
+	"vmfs/priv/lease"
 	"vmfs/vmm"
 )
 
@@ -46,6 +47,9 @@ func main() {
 	case "opener":
 		rename("vmfs opener")
 		os.Exit(priv.Opener())
+	case "lease":
+		rename("vmfs lease")
+		os.Exit(lease.Main())
 	case "guest":
 		rename("vmfs guest")
 		os.Exit(vmm.Main(os.Args[2:]))

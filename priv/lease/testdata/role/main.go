@@ -1,0 +1,10 @@
+// Role is the role lease as a program of its own, for the tests.
+package main
+
+import (
+	"os"
+
+	"vmfs/priv/lease"
+)
+
+func main() { os.Exit(lease.Main()) }
