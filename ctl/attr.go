@@ -3,6 +3,7 @@ package ctl
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,7 +32,9 @@ func (a *Attr) Access() Default {
 }
 
 // Attrs are the attributes of a machine, in the order of help.
-var Attrs = []Attr{
+var Attrs = slices.Concat(vmAttrs, nicAttrs)
+
+var vmAttrs = []Attr{
 	{Name: "cpus", Default: "1", Values: "1..64", canon: canonCPUs},
 	{Name: "memory", Default: "512M", Values: "bytes with K M G T, at least 1M", canon: canonMemory},
 	{Name: "kernel", Values: "path", Path: true, canon: canonPath},

@@ -19,6 +19,12 @@ type drive struct {
 	did bool
 }
 
+// changeMedium makes the drive hold what a changed definition says.
+func (vm *VM) changeMedium(was, now *definition) (undo func(), err error) {
+	d := drive{vm: vm, was: was.attrs["cdrom"]}
+	return d.undo, d.change(now.attrs["cdrom"])
+}
+
 // change puts the medium now into the drive of a machine that runs, opened
 // with the rights of who set it and as they are now. With an error the old
 // one is in there, and the definition is not to change either.

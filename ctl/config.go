@@ -237,6 +237,7 @@ func (d *definition) replace(by Cred, text string, now time.Time) (changed bool,
 		return false, err
 	}
 	next.keepSettled(d)
+	next.keepMACs(d)
 	changed, err = next.takeOver(d, by, now)
 	if err != nil {
 		return false, err
@@ -288,6 +289,16 @@ func (d *definition) keepSettled(old *definition) {
 		}
 		d.settled[n] = true
 		d.attrs[format] = old.attrs[format]
+	}
+}
+
+// keepMACs carries over the MACs that are not said: a NIC is known by it.
+func (d *definition) keepMACs(old *definition) {
+	for _, n := range d.numbers("nic") {
+		mac := nicAttr(n, "mac")
+		if v := old.attrs[mac]; d.attrs[mac].text == "" && v.text != "" {
+			d.attrs[mac] = v
+		}
 	}
 }
 

@@ -29,6 +29,8 @@ type definition struct {
 	settled map[int]bool    // disks whose format was looked at, not written
 	nodes   map[string]node // files whose mode or owner was set; "" is the directory
 
+	leases []lease // of a switch
+
 	old map[string]string // the values before the last change, if edition is not 0
 
 	active   uint64            // the generation that runs and whose end is not recorded; 0 none
@@ -49,6 +51,7 @@ func newDefinition(k *kind, id uint32, serial uint64, now time.Time) *definition
 func (d *definition) clone() *definition {
 	c := *d
 	c.attrs, c.parts, c.settled, c.nodes = maps.Clone(d.attrs), maps.Clone(d.parts), maps.Clone(d.settled), maps.Clone(d.nodes)
+	c.leases = slices.Clone(d.leases)
 	return &c
 }
 
@@ -124,6 +127,9 @@ func (d *definition) text() string {
 	for _, p := range sortedKeys(d.launched) {
 		line("launched %s %s", p, d.launched[p])
 	}
+	for _, l := range d.leases {
+		line("lease %s", l.text())
+	}
 	for _, l := range d.unknown {
 		line("%s", l)
 	}
@@ -173,6 +179,7 @@ var definitionLines = map[string]func(d *definition, rest string) error{
 	"failed":     func(d *definition, s string) error { d.failed = s; return nil },
 	"settled":    parseSettled,
 	"exit":       parseExit,
+	"lease":      parseLease,
 	"attr":       parseAttr,
 	"launched":   func(d *definition, s string) error { return pair(&d.launched, s) },
 	"old":        func(d *definition, s string) error { return pair(&d.old, s) },

@@ -34,6 +34,11 @@ var Events = []struct{ Name, Help string }{
 	{"adopted", "a daemon found a guest that runs; detail: the generation"},
 	{"serving", "the daemon began to serve"},
 	{"shutdown", "the daemon is stopping all guests"},
+	{"up", "a switch was brought up; detail: its bridge"},
+	{"down", "a switch was taken down"},
+	{"attached", "a NIC became a port of a switch; detail: the machine and the NIC"},
+	{"detached", "it is none any more; detail: the same"},
+	{"released", "an interface that belongs to nothing was taken away; detail: what it was for, and its name"},
 }
 
 // eventsKept is how many events are remembered.

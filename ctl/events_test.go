@@ -16,7 +16,7 @@ import (
 	"vmfs/ctl/ctltest"
 )
 
-var eventForm = regexp.MustCompile(`^([0-9]+) 20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-9:]{8}\.[0-9]{3}Z (-|vm/\S+) ([a-z]+) (\S+)( .+)?$`)
+var eventForm = regexp.MustCompile(`^([0-9]+) 20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-9:]{8}\.[0-9]{3}Z (-|vm/\S+|switch/\S+) ([a-z]+) (\S+)( .+)?$`)
 
 // All that can happen to machines makes the events of the list, every one of
 // them, and no other.
@@ -53,9 +53,15 @@ func TestEventsAreAList(t *testing.T) {
 	host.Refused = nil
 	host.Unlock()
 	ok(t, vm.Do(ctx, root, "clear-failed", ""))
+	_, err = m.CreateSwitch(root, "lan", 0o755, 0)
+	ok(t, err)
+	ok(t, vm.Set(root, "nic/0/switch", "lan"))
 	ok(t, vm.Do(ctx, root, "start", ""))
 	m.Close()
 	host.Abandon()
+	host.Change(ctl.NICLink(99, 0), func(*ctltest.Link) *ctltest.Link {
+		return &ctltest.Link{LinkState: ctl.LinkState{Link: ctl.NICLink(99, 0), Ifname: "tap99"}}
+	})
 	m = open(t, dir, host)
 	ok(t, m.Ctl(ctx, root, "shutdown"))
 	host.Guest(vm.ID()).EndAs(ctl.Exit{Who: "root", How: "stop"})

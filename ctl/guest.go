@@ -14,6 +14,8 @@ import (
 // Host is the privileged half. Every method is answered, in words when it
 // refuses, and gives up when ctx does.
 type Host interface {
+	Network
+
 	// Open opens files with the rights of the user uid as they are now:
 	// his uid, gid and groups. The answer has one Opened for each Want, in
 	// order; the caller closes the files. On an error no file is open.

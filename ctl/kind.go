@@ -46,7 +46,7 @@ func newKind(dir, noun string, attrs []Attr, parts ...string) *kind {
 	return k
 }
 
-var machines = newKind("vm", "machine", Attrs, "disk")
+var machines = newKind("vm", "machine", Attrs, "disk", "nic")
 
 // partNames are what parts are called, for people.
 var partNames = map[string]string{"disk": "disk", "nic": "NIC"}

@@ -220,6 +220,7 @@ func (vm *VM) release(l *launch) {
 	if err := vm.m.Host.End(ctx, vm.id); err != nil {
 		vm.failed(err)
 	}
+	vm.releaseNICs(ctx, l)
 }
 
 // adoptWait is how long a daemon waits before it serves for guest processes
@@ -261,7 +262,7 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 }
 
 func (vm *VM) lostWhileAway(d *definition) {
-	l := &launch{generation: d.active, ended: make(chan struct{}), gone: make(chan struct{})}
+	l := &launch{generation: d.active, ended: make(chan struct{}), gone: make(chan struct{}), nics: vm.launchedNICs(d)}
 	vm.mu.Lock()
 	vm.launch = l
 	vm.mu.Unlock()
@@ -273,7 +274,8 @@ const adoptTime = 5 * time.Second
 
 // present makes a launch of a guest process that is there, as yet unheard of.
 func (vm *VM) present(pid int) *launch {
-	l := &launch{generation: vm.def.Load().generation, pid: pid, ended: make(chan struct{}), gone: make(chan struct{}), undo: func(error) {}}
+	d := vm.def.Load()
+	l := &launch{generation: d.generation, pid: pid, nics: vm.launchedNICs(d), ended: make(chan struct{}), gone: make(chan struct{}), undo: func(error) {}}
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	vm.launch, vm.state, vm.reason = l, Running, ""

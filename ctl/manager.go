@@ -40,8 +40,11 @@ type Manager struct {
 
 	mu sync.RWMutex // of root
 
-	vms   *shelf[*VM]
-	kinds map[string]shelved // by the directory in the tree
+	vms      *shelf[*VM]
+	switches *shelf[*Switch]
+	kinds    map[string]shelved // by the directory in the tree
+	macs     macs
+	leases   *leaser
 
 	count    counters
 	died     sync.Map     // words of Exited, by id
@@ -83,7 +86,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	m := &Manager{Options: o, started: time.Now(), log: log, root: root, used: root.serials, activity: newSignal()}
 	m.vms = newShelf(m, machines, m.newVM)
-	m.kinds = map[string]shelved{machines.dir: m.vms}
+	m.switches = newShelf(m, switches, m.newSwitch)
+	m.kinds = map[string]shelved{machines.dir: m.vms, switches.dir: m.switches}
+	m.leases = newLeaser(m)
 	m.level.Store(logLevels["log info"])
 	log.debug = func(line string) { m.tell(2, "%s", line) }
 	if err := m.load(); err != nil {
@@ -93,6 +98,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err := m.adoptAll(ctx); err != nil {
 		return nil, err
 	}
+	m.reconcile(ctx)
 	m.log.append(0, "-", "serving", "-", o.Version)
 	return m, nil
 }
@@ -182,6 +188,17 @@ func (m *Manager) VMs() []*VM { return m.vms.all() }
 // Create is Make of a machine.
 func (m *Manager) Create(by Cred, name string, mode, gid uint32) (*VM, error) {
 	return m.vms.make(by, name, mode, gid)
+}
+
+// Switch finds a switch; nil if there is none of that name.
+func (m *Manager) Switch(name string) *Switch {
+	sw, _ := m.switches.named(name)
+	return sw
+}
+
+// CreateSwitch is Make of a switch.
+func (m *Manager) CreateSwitch(by Cred, name string, mode, gid uint32) (*Switch, error) {
+	return m.switches.make(by, name, mode, gid)
 }
 
 // CreateFree makes a machine with a name that is free: vm and a number.

@@ -206,12 +206,17 @@ func TestRemovedIsKept(t *testing.T) {
 // On a machine that runs each attribute acts at once or waits in pending, as
 // the table of attributes says, and a start takes all that waits.
 func TestLiveOrPending(t *testing.T) {
-	_, vm, _ := machine(t)
+	m, vm, _ := machine(t)
+	_, err := m.CreateSwitch(root, "lan", 0o755, 0)
+	ok(t, err)
+	ok(t, vm.AddPart(root, ctl.Part{Dir: "nic"}))
 	ok(t, vm.Do(ctx, root, "start", ""))
 	values := map[string]string{
 		"cpus": "2", "memory": "1G", "kernel": "/k", "initrd": "/i", "cmdline": "a b", "firmware": "/f", "cdrom": file(t, "cd", "cd"),
 		"boot": "net", "engine": "qemu", "autostart": "yes", "ephemeral": "yes", "note": "a note",
 		"disk/0/path": "/d", "disk/0/format": "qcow2", "disk/0/readonly": "yes",
+		"nic/0/switch": "lan", "nic/0/mac": "fe:e1:bb:d1:00:01", "nic/0/local": "yes", "nic/0/up": "no", "nic/0/user": "yes",
+		"nic/0/tap": "tap9", "nic/0/group": "ops", "nic/0/rdomain": "7", "nic/0/locked": "yes",
 	}
 	for _, a := range ctl.Attrs {
 		path := strings.Replace(a.Name, "N", "0", 1)

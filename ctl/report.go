@@ -120,6 +120,9 @@ func (vm *VM) Check(ctx context.Context) string {
 	for _, w := range d.wants(&Launch{}) {
 		say(vm.checkFile(ctx, d, w))
 	}
+	for _, n := range d.numbers("nic") {
+		found = append(found, vm.checkNIC(ctx, d, n)...)
+	}
 	if len(found) == 0 {
 		return "ok\n"
 	}

@@ -35,6 +35,7 @@ type launch struct {
 	pid     int
 	console *launchConsole // nil before there is one
 	logged  bool           // its console is in STATE/vm/NAME/console
+	nics    []*nic
 }
 
 // lost says that the guest process is known to be gone.
@@ -55,7 +56,8 @@ const (
 	undoTime  = 5 * time.Second
 )
 
-// Steps are what a start does, in order. A test ends the processes at each.
+// Steps are what a start does, in order, with NICSteps after record. A test
+// ends the processes at each.
 var Steps = []string{"check", "open", "record", "spawn", "give", "go", "running"}
 
 func (vm *VM) doStart(ctx context.Context, by Cred, _ string) error {
@@ -164,6 +166,9 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 	if err := vm.recordLaunch(l, d, spec); err != nil {
 		return err
 	}
+	if err := vm.connect(ctx, l, d, spec); err != nil {
+		return err
+	}
 	atStep(vm.m.State, "spawn")
 	vm.m.died.Delete(vm.id)
 	g, pid, err := vm.m.Host.Spawn(ctx, vm.id, spec.Accel)
@@ -208,6 +213,11 @@ func (d *definition) complete() error {
 	for _, n := range d.numbers("disk") {
 		if d.get(diskAttr(n, "path")) == "" {
 			return Errorf(syscall.EINVAL, "disk/%d: it has no path", n)
+		}
+	}
+	for _, n := range d.numbers("nic") {
+		if err := d.alone(n); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -351,6 +361,9 @@ func (vm *VM) recordLaunch(l *launch, was *definition, spec *Launch) error {
 		if d.get("cdrom") != was.get("cdrom") {
 			return false, Errorf(syscall.EAGAIN, "cdrom: changed while the machine was starting")
 		}
+		if n, differs := was.nicsDiffer(d); differs {
+			return false, Errorf(syscall.EAGAIN, "nic/%d: changed while the machine was starting", n)
+		}
 		d.generation++
 		spec.Generation = d.generation
 		vm.mu.Lock()
@@ -413,7 +426,7 @@ func (vm *VM) recordActive(l *launch) {
 	}
 }
 
-func isClosed(c chan struct{}) bool {
+func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true
@@ -439,6 +452,7 @@ func (vm *VM) abandon(l *launch, b before, who string, err error) error {
 			vm.failed(eerr)
 		}
 	}
+	vm.releaseNICs(ctx, l)
 	var by *startEnded
 	switch {
 	case errors.As(err, &by):

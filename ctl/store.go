@@ -118,6 +118,7 @@ type rootState struct {
 	serials uint64 // numbers below are used, or reserved by this process
 	boot    string // the boot of the host whose autostart is done
 	nodes   map[string]node
+	net     map[string]string // of net/, where it is not the default
 }
 
 func (r rootState) text() string {
@@ -126,6 +127,9 @@ func (r rootState) text() string {
 	if r.boot != "" {
 		fmt.Fprintf(&b, "boot %s\n", r.boot)
 	}
+	for _, name := range sortedKeys(r.net) {
+		fmt.Fprintf(&b, "net %s %s\n", name, r.net[name])
+	}
 	for _, p := range sortedKeys(r.nodes) {
 		fmt.Fprintf(&b, "node %s\n", r.nodes[p].text(p))
 	}
@@ -133,7 +137,7 @@ func (r rootState) text() string {
 }
 
 func parseRootState(text string) (rootState, error) {
-	r := rootState{nodes: map[string]node{}}
+	r := newRootState()
 	for i, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 		key, rest, _ := strings.Cut(line, " ")
 		var err error
@@ -149,6 +153,8 @@ func parseRootState(text string) (rootState, error) {
 			r.boot = rest
 		case "node":
 			err = parseNode(r.nodes, rest)
+		case "net":
+			err = pair(&r.net, rest)
 		default:
 			err = syscall.EINVAL
 		}
@@ -163,14 +169,27 @@ func parseRootState(text string) (rootState, error) {
 func loadRootState(dir string) (rootState, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "vmfs"))
 	if os.IsNotExist(err) {
-		r := rootState{serials: 1, nodes: map[string]node{}}
-		if err := replaceFile(dir, "vmfs", r.text()); err != nil {
-			return r, err
-		}
-		return r, syncDir(dir)
+		r := newRootState()
+		r.draw()
+		return r, r.save(dir)
 	}
 	if err != nil {
 		return rootState{}, err
 	}
-	return parseRootState(string(text))
+	r, err := parseRootState(string(text))
+	if err == nil && r.draw() {
+		err = r.save(dir)
+	}
+	return r, err
+}
+
+func newRootState() rootState {
+	return rootState{serials: 1, nodes: map[string]node{}, net: map[string]string{}}
+}
+
+func (r rootState) save(dir string) error {
+	if err := replaceFile(dir, "vmfs", r.text()); err != nil {
+		return err
+	}
+	return syncDir(dir)
 }

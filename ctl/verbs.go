@@ -313,7 +313,7 @@ func (vm *VM) Input(ctx context.Context, by Cred, p []byte) error {
 // DaemonVerbs are the verbs of the root's ctl.
 var DaemonVerbs = []struct{ Name, Arg, Help string }{
 	{"shutdown", "", "stops all guests, each by its own ladder, then the daemon"},
-	{"reset", "vms|all", "kills all guests, forgets failures and fast restarts"},
+	{"reset", "vms|switches|all", "kills all guests, forgets failures and fast restarts; takes down what was made of switches; or both"},
 	{"log", "error|info|debug", "what the daemon says on standard error: failures; and what surprised it (info); and every event"},
 }
 
@@ -324,18 +324,26 @@ func (m *Manager) Ctl(ctx context.Context, by Cred, line string) error {
 	switch line {
 	case "shutdown":
 		return m.shutdown(ctx, by)
-	case "reset vms", "reset all":
-		return m.reset(ctx, by)
+	case "reset vms":
+		return m.resetVMs(ctx, by)
+	case "reset switches":
+		return m.resetSwitches(ctx, by)
+	case "reset all":
+		err := m.resetVMs(ctx, by)
+		if also := m.resetSwitches(ctx, by); err == nil {
+			err = also
+		}
+		return err
 	case "log error", "log info", "log debug":
 		m.level.Store(logLevels[line])
 		return nil
 	}
-	return Errorf(syscall.EINVAL, "%.40q: not a verb of the daemon: shutdown, reset vms|all, log error|info|debug", line)
+	return Errorf(syscall.EINVAL, "%.40q: not a verb of the daemon: shutdown, reset vms|switches|all, log error|info|debug", line)
 }
 
-// reset kills every guest and forgets every failure. It goes on past a
+// resetVMs kills every guest and forgets every failure. It goes on past a
 // machine that resists and reports the first.
-func (m *Manager) reset(ctx context.Context, by Cred) error {
+func (m *Manager) resetVMs(ctx context.Context, by Cred) error {
 	var first error
 	for _, vm := range m.VMs() {
 		err := vm.Do(ctx, by, "kill", "")
@@ -343,6 +351,17 @@ func (m *Manager) reset(ctx context.Context, by Cred) error {
 			err = vm.Do(ctx, by, "clear-failed", "")
 		}
 		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// resetSwitches takes down every switch.
+func (m *Manager) resetSwitches(ctx context.Context, by Cred) error {
+	var first error
+	for _, sw := range m.switches.all() {
+		if err := sw.Do(ctx, by, "down", ""); first == nil {
 			first = err
 		}
 	}
@@ -366,6 +385,9 @@ func (m *Manager) shutdown(ctx context.Context, by Cred) error {
 	}
 	go func() {
 		m.WaitIdle(context.Background())
+		if err := m.resetSwitches(context.Background(), by); err != nil {
+			m.failed("shutdown: %v", err)
+		}
 		if err := m.Host.Shutdown(context.Background()); err != nil {
 			m.failed("shutdown: %v", err)
 		}

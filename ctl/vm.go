@@ -3,6 +3,7 @@ package ctl
 import (
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -48,6 +49,7 @@ func (m *Manager) newVM(in shelved, name string, d *definition) *VM {
 	if d.exit != nil {
 		vm.since = d.exit.At
 	}
+	m.macs.note(vm, nil, d)
 	vm.kept, vm.logTime = keptLog(vm.consolePath())
 	vm.logSize = vm.kept
 	return vm
@@ -85,16 +87,48 @@ func (vm *VM) idle(what string) (release func(), err error) {
 	}, nil
 }
 
-// settle has nothing to add.
-func (vm *VM) settle(*definition, Cred, time.Time) error { return nil }
-
-// apply changes what is in the drive of a machine that runs.
-func (vm *VM) apply(was, now *definition) (undo func(), err error) {
-	cdrom := drive{vm: vm, was: was.attrs["cdrom"]}
-	return cdrom.undo, cdrom.change(now.attrs["cdrom"])
+// settle draws the MACs of NICs that are new.
+func (vm *VM) settle(d *definition, by Cred, now time.Time) error {
+	return vm.m.macs.drawMACs(d, by, now)
 }
 
-func (vm *VM) applied()        {}
+// apply takes the MACs, changes what is in the drive of a machine that runs,
+// and what its NICs are plugged into.
+func (vm *VM) apply(was, now *definition) (undo func(), err error) {
+	var done []func()
+	undo = func() {
+		for _, f := range slices.Backward(done) {
+			f()
+		}
+	}
+	for _, step := range []func(was, now *definition) (func(), error){
+		func(was, now *definition) (func(), error) { return vm.m.macs.change(vm, was, now) },
+		vm.changeMedium,
+		vm.replugAll,
+	} {
+		back, err := step(was, now)
+		if err != nil {
+			undo()
+			return nil, err
+		}
+		if back != nil {
+			done = append(done, back)
+		}
+	}
+	return undo, nil
+}
+
+// applied lets switches forget the leases of NICs that are not theirs any
+// more.
+func (vm *VM) applied() {
+	if vm.Removed() {
+		vm.m.macs.note(vm, vm.def.Load(), nil)
+	}
+	for _, sw := range vm.m.switches.all() {
+		sw.forget(vm)
+	}
+}
+
 func (vm *VM) dissolve() error { return nil }
 func (vm *VM) renamed()        {}
 
@@ -119,6 +153,11 @@ func (vm *VM) Mtime(file string) time.Time {
 		return latest(vm.def.Load().changed, vm.since)
 	case "console.log":
 		return latest(vm.def.Load().created, vm.consoleTime())
+	}
+	if strings.HasSuffix(file, "/ifname") || strings.HasSuffix(file, "/address") {
+		vm.mu.Lock()
+		defer vm.mu.Unlock()
+		return latest(vm.def.Load().created, vm.since)
 	}
 	return vm.mtime(file)
 }

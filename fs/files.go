@@ -3,7 +3,6 @@ package fs
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,15 +45,32 @@ func readEvents(_ context.Context, n *node, _ ctl.Cred) string {
 
 // readAttr reads a value with a newline; one that is not set is empty.
 func readAttr(_ context.Context, n *node, _ ctl.Cred) string {
-	v := n.obj.Get(n.policyPath())
+	return asLine(n.obj.Get(n.policyPath()))
+}
+
+func writeAttr(_ context.Context, n *node, by ctl.Cred, text string) error {
+	return n.obj.Set(by, n.policyPath(), text)
+}
+
+func readIfname(_ context.Context, n *node, _ ctl.Cred) string { return asLine(n.vm().NICIfname(n.n)) }
+func readAddress(_ context.Context, n *node, _ ctl.Cred) string {
+	return asLine(n.vm().NICAddress(n.n))
+}
+func readStats(ctx context.Context, n *node, _ ctl.Cred) string { return n.vm().NICStats(ctx, n.n) }
+func readPorts(_ context.Context, n *node, _ ctl.Cred) string   { return n.sw().PortsText() }
+func readLeases(_ context.Context, n *node, _ ctl.Cred) string  { return n.sw().LeasesText() }
+
+// asLine is a value with a newline; of none, nothing.
+func asLine(v string) string {
 	if v == "" {
 		return ""
 	}
 	return v + "\n"
 }
 
-func writeAttr(_ context.Context, n *node, by ctl.Cred, text string) error {
-	return n.obj.Set(by, n.policyPath(), text)
+// writePorts takes nothing: that somebody may write is what counts.
+func writePorts(context.Context, *node, ctl.Cred, string) error {
+	return ctl.Errorf(syscall.EINVAL, "write: who may write this file may attach; a machine's nic/N/switch does that")
 }
 
 func writeDaemon(ctx context.Context, n *node, by ctl.Cred, text string) error {
@@ -70,7 +86,7 @@ func writeVerb(ctx context.Context, n *node, by ctl.Cred, text string) error {
 	switch {
 	case verb == removeVerb:
 		return n.removeBy(by, arg)
-	case text == n.obj.Name() && !slices.ContainsFunc(ctl.Verbs, func(v ctl.Verb) bool { return v.Name == verb }):
+	case text == n.obj.Name() && n.in.names["do"].names[verb] == nil:
 		return nil // what is there: who restores a copy writes it, and rsync gives up at a refusal
 	}
 	return n.obj.Do(ctx, by, verb, arg)
@@ -118,7 +134,7 @@ func openIdle(n *node, o opened) (Handle, error) {
 // helpText is the table for people.
 func helpText() string {
 	var b strings.Builder
-	b.WriteString("Virtual machines as files. Mode bits say who may; err says why not.\n" +
+	b.WriteString("Virtual machines and switches as files. Mode bits say who may; err says why not.\n" +
 		"A write is one message, taken whole or refused whole; an empty line unsets a value.\n\n")
 	for _, l := range lines[1:] {
 		path := l.path

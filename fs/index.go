@@ -11,6 +11,7 @@ import (
 // place is where a line of the table is in the tree.
 type place struct {
 	row   uint64 // its number, from 1 on
+	in    *line  // the directory
 	names map[string]*line
 	fixed []*line // the same, in the order of the table
 	many  *line   // stands for any number of entries
@@ -36,6 +37,7 @@ func index(lines []*line) []*line {
 			dir, name = l.path[:i], l.path[i+1:]
 		}
 		parent := byPath[dir]
+		l.in = parent
 		if name == "NAME" || name == "N" {
 			parent.many = l
 			continue

@@ -49,7 +49,9 @@ const (
 )
 
 // lines are every file there is. A file is added by adding its line.
-var lines = index(slices.Concat(machineLines, each(ctl.Attrs, attrLine), each(ctl.Verbs, verbLine), liveLines))
+var lines = index(slices.Concat(machineLines, each(ctl.Attrs, attrLine("vm/NAME")), each(ctl.Verbs, verbLine("vm/NAME")),
+	switchLines, each(ctl.SwitchAttrs, attrLine("switch/NAME")), each(ctl.SwitchVerbs, verbLine("switch/NAME")),
+	each(ctl.NetAttrs, netLine), liveLines))
 
 var machineLines = []*line{
 	{path: "", mode: 0o755, kind: directory},
@@ -61,9 +63,9 @@ var machineLines = []*line{
 	{path: "metrics", mode: 0o440, kind: computed, values: "OpenMetrics", read: readMetrics},
 	{path: "events.log", mode: 0o440, kind: text, values: "the last events: SEQ TIME OBJECT EVENT USER [detail]", read: readEvents},
 
-	{path: "vm", mode: 0o1755, kind: directory, values: "mkdir makes a machine, rmdir removes it, mv renames it", mkdir: mkdirObject, rmdir: rmdirObject},
+	{path: "vm", mode: ctl.DirMode, kind: directory, values: "mkdir makes a machine, rmdir removes it, mv renames it", mkdir: mkdirObject, rmdir: rmdirObject},
 	{path: "vm/NAME", mode: 0o755, kind: directory, values: "1 to 63 of A-Z a-z 0-9 . - _, the first a letter or digit"},
-	{path: "vm/NAME/ctl", mode: 0o660, kind: text, values: verbs(), read: readName, write: writeVerb},
+	{path: "vm/NAME/ctl", mode: 0o660, kind: text, values: verbs(ctl.Verbs), read: readName, write: writeVerb},
 	{path: "vm/NAME/config", mode: 0o640, kind: text, values: "PATH VALUE or -PATH, a line each; all of it between begin and end", read: readConfig, open: openConfig, groups: true},
 	{path: "vm/NAME/config.old", mode: 0o440, kind: text, values: "the definition before its last change", read: readConfigOld},
 	{path: "vm/NAME/edition", mode: 0o440, kind: text, values: "how often the definition was changed", read: readEdition},
@@ -78,6 +80,29 @@ var machineLines = []*line{
 	{path: "vm/NAME/do", mode: 0o755, kind: directory, values: "any write does it; the text is the argument"},
 	{path: "vm/NAME/disk", mode: 0o750, kind: directory, values: "mkdir N makes a disk, rmdir removes it, never its image", mkdir: mkdirPart, rmdir: rmdirPart},
 	{path: "vm/NAME/disk/N", mode: 0o750, kind: directory, values: "0..15"},
+	{path: "vm/NAME/nic", mode: 0o750, kind: directory, values: "mkdir N makes a NIC and draws its mac, rmdir removes it", mkdir: mkdirPart, rmdir: rmdirPart},
+	{path: "vm/NAME/nic/N", mode: 0o750, kind: directory, values: "0..15"},
+	{path: "vm/NAME/nic/N/ifname", mode: 0o440, kind: text, values: "the tap of a NIC of an active machine", read: readIfname},
+	{path: "vm/NAME/nic/N/address", mode: 0o440, kind: text, values: "ADDRESS/BITS that the guest is given", read: readAddress},
+	{path: "vm/NAME/nic/N/stats", mode: 0o440, kind: computed, values: "KEY VALUE, a line each, as the host counts", read: readStats},
+}
+
+var switchLines = []*line{
+	{path: "switch", mode: ctl.DirMode, kind: directory, values: "mkdir makes a switch, rmdir removes it, mv renames it", mkdir: mkdirObject, rmdir: rmdirObject},
+	{path: "switch/NAME", mode: 0o755, kind: directory, values: "named as machines are"},
+	{path: "switch/NAME/ctl", mode: 0o660, kind: text, values: verbs(ctl.SwitchVerbs), read: readName, write: writeVerb},
+	{path: "switch/NAME/do", mode: 0o755, kind: directory, values: "any write does it"},
+	{path: "switch/NAME/config", mode: 0o640, kind: text, values: "as a machine's", read: readConfig, open: openConfig, groups: true},
+	{path: "switch/NAME/config.old", mode: 0o440, kind: text, values: "the definition before its last change", read: readConfigOld},
+	{path: "switch/NAME/edition", mode: 0o440, kind: text, values: "how often the definition was changed", read: readEdition},
+	{path: "switch/NAME/modes", mode: 0o600, kind: text, values: "as a machine's", read: readModes, open: openModes, groups: true},
+	{path: "switch/NAME/status", mode: 0o444, kind: text, values: "up down or failed REASON", read: readStatus},
+	{path: "switch/NAME/err", mode: 0o444, kind: computed, values: "what you were refused last, as in err", read: readErr},
+	{path: "switch/NAME/events.log", mode: 0o440, kind: text, values: "this switch's events among the last of all", read: readEvents},
+	{path: "switch/NAME/ports", mode: ctl.PortsAccess.Mode, kind: computed, values: "VM/N IFNAME MAC STATE, a line each; who may write it may attach", read: readPorts, write: writePorts},
+	{path: "switch/NAME/leases", mode: 0o440, kind: computed, values: "ADDRESS MAC VM/N SINCE, a line each", read: readLeases},
+	{path: "switch/NAME/check", mode: 0o444, kind: computed, values: "what is not as it is configured, and what is in the way, a line each; ok if nothing", read: readCheck},
+	{path: "net", mode: 0o700, kind: directory, values: "networks of local NICs"},
 }
 
 var liveLines = []*line{
@@ -101,30 +126,47 @@ func each[T any](list []T, f func(T) *line) []*line {
 
 // verbLine is do/VERB. It writes one verb whatever the text is, so that its
 // mode bits grant just that.
-func verbLine(v ctl.Verb) *line {
-	return &line{path: "vm/NAME/do/" + v.Name, mode: 0o660, kind: text, values: strings.TrimPrefix(v.Arg+" "+v.Help, " "),
-		write: func(ctx context.Context, n *node, by ctl.Cred, text string) error {
-			return n.obj.Do(ctx, by, v.Name, text)
-		}}
+func verbLine(in string) func(v ctl.Verb) *line {
+	return func(v ctl.Verb) *line {
+		return &line{path: in + "/do/" + v.Name, mode: 0o660, kind: text, values: strings.TrimPrefix(v.Arg+" "+v.Help, " "),
+			write: func(ctx context.Context, n *node, by ctl.Cred, text string) error {
+				return n.obj.Do(ctx, by, v.Name, text)
+			}}
+	}
 }
 
-func attrLine(a ctl.Attr) *line {
-	values := a.Values
-	if a.Default != "" {
-		values += " (" + a.Default + ")"
+func attrLine(in string) func(a ctl.Attr) *line {
+	return func(a ctl.Attr) *line {
+		def := a.Access()
+		return &line{path: in + "/" + a.Name, mode: def.Mode, root: def.Root, kind: text, values: valuesOf(a),
+			read: readAttr, write: writeAttr, groups: def.Root}
 	}
-	def := a.Access()
-	return &line{path: "vm/NAME/" + a.Name, mode: def.Mode, root: def.Root, kind: text, values: values,
-		read: readAttr, write: writeAttr, groups: def.Root}
+}
+
+// valuesOf is what an attribute takes, with its default.
+func valuesOf(a ctl.Attr) string {
+	if a.Default == "" {
+		return a.Values
+	}
+	return a.Values + " (" + a.Default + ")"
+}
+
+// netLine is a file of net/.
+func netLine(a ctl.Attr) *line {
+	return &line{path: "net/" + a.Name, mode: 0o600, kind: computed, values: valuesOf(a),
+		read: func(_ context.Context, n *node, _ ctl.Cred) string { return n.t.m.NetGet(a.Name) + "\n" },
+		write: func(_ context.Context, n *node, by ctl.Cred, text string) error {
+			return n.t.m.NetSet(by, a.Name, text)
+		}}
 }
 
 // phrase is a verb with its argument.
 func phrase(name, arg string) string { return strings.TrimSuffix(name+" "+arg, " ") }
 
-// verbs are what the ctl of a machine takes.
-func verbs() string {
-	words := make([]string, 0, len(ctl.Verbs)+1)
-	for _, v := range ctl.Verbs {
+// verbs are what the ctl of an object takes.
+func verbs(list []ctl.Verb) string {
+	words := make([]string, 0, len(list)+1)
+	for _, v := range list {
 		words = append(words, phrase(v.Name, v.Arg))
 	}
 	return strings.Join(append(words, removeVerb), ", ")

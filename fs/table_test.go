@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,13 +48,34 @@ func TestModes(t *testing.T) {
 		"vm/NAME/info":   0o444, "vm/NAME/check": 0o440, "vm/NAME/pending": 0o440, "vm/NAME/err": 0o444,
 		"vm/NAME/console.log": 0o440, "vm/NAME/events.log": 0o440, "vm/NAME/disk": 0o750, "vm/NAME/disk/N": 0o750,
 	}
+	for path, mode := range map[string]uint32{
+		"switch": 0o1755, "switch/NAME": 0o755, "switch/NAME/ctl": 0o660, "switch/NAME/do": 0o755, "switch/NAME/config": 0o640,
+		"switch/NAME/config.old": 0o440, "switch/NAME/edition": 0o440, "switch/NAME/modes": 0o600, "switch/NAME/status": 0o444,
+		"switch/NAME/err": 0o444, "switch/NAME/events.log": 0o440, "switch/NAME/ports": 0o664, "switch/NAME/leases": 0o440, "switch/NAME/check": 0o444,
+		"vm/NAME/nic": 0o750, "vm/NAME/nic/N": 0o750, "vm/NAME/nic/N/ifname": 0o440, "vm/NAME/nic/N/address": 0o440, "vm/NAME/nic/N/stats": 0o440,
+		"net": 0o700, "net/prefix": 0o600, "net/inet6": 0o600, "net/prefix6": 0o600,
+		"switch/NAME/do/up": 0o660, "switch/NAME/do/down": 0o660,
+	} {
+		want[path] = mode
+	}
 	for _, v := range ctl.Verbs {
 		want["vm/NAME/do/"+v.Name] = 0o660
 	}
 	for _, a := range ctl.Attrs {
 		want["vm/NAME/"+a.Name] = 0o640
 	}
+	for _, a := range ctl.SwitchAttrs {
+		want["switch/NAME/"+a.Name] = 0o640
+	}
+	roots := []string{"switch/NAME/ifname", "switch/NAME/uplink", "switch/NAME/rdomain", "switch/NAME/group", "switch/NAME/address", "switch/NAME/nat", "switch/NAME/locked",
+		"vm/NAME/nic/N/tap", "vm/NAME/nic/N/group", "vm/NAME/nic/N/rdomain", "vm/NAME/nic/N/locked"}
+	for _, path := range roots {
+		want[path] = 0o644
+	}
 	for _, l := range lines {
+		if l.root != slices.Contains(roots, l.path) {
+			t.Errorf("%s: root's is %v", l.path, l.root)
+		}
 		if mode, ok := want[l.path]; !ok || mode != l.mode {
 			t.Errorf("%s: mode %04o, want %04o (%v)", l.path, l.mode, mode, ok)
 		}

@@ -57,6 +57,9 @@ type node struct {
 // vm is the machine that a file is of, of one that is.
 func (n *node) vm() *ctl.VM { return n.obj.(*ctl.VM) }
 
+// sw is the switch that a file is of, of one that is.
+func (n *node) sw() *ctl.Switch { return n.obj.(*ctl.Switch) }
+
 // asPart is the part that a file is of, of one that is.
 func (n *node) asPart() ctl.Part { return ctl.Part{Dir: n.part, N: n.n} }
 

@@ -247,34 +247,53 @@ func TestManualAttributes(t *testing.T) {
 	p := manual(t, "vmfs.4")
 	var paths, live []string
 	for _, a := range ctl.Attrs {
-		name := a.Name[strings.LastIndexByte(a.Name, '/')+1:]
 		if a.Path {
 			paths = append(paths, a.Name)
 		}
 		if a.Live {
 			live = append(live, a.Name)
 		}
-		said := strings.Join(p.between(t, ".It Pa "+name, ".It Pa "), " ")
-		if a.Default != "" && !strings.Contains(said, "default "+a.Default+".") {
-			t.Errorf("%s: the page does not say: default %s", a.Name, a.Default)
-		}
-		if a.Default == "" && strings.Contains(said, "default ") {
-			t.Errorf("%s: the page has a default, the program does not", a.Name)
-		}
-		closed, _, _ := strings.Cut(a.Values, ";")
-		if words := strings.Fields(closed); slices.Contains(words, a.Default) && closed != "yes no" {
-			marked := p.between(t, ".It Pa "+name, ".It Pa ").uses("Cm")
-			slices.Sort(marked)
-			same(t, a.Name, slices.Compact(marked), words)
-		}
+		dir := strings.TrimSuffix("/"+a.Name[:strings.LastIndexByte(a.Name, '/')+1], "/")
+		describesAttr(t, p.between(t, ".Ss /vmfs/vm/NAME"+dir, ".Ss "), a)
 	}
 	same(t, "Files of the host", p.between(t, ".Ss Files of the host", "are absolute").uses("Pa"), paths)
 	same(t, "live attributes", p.between(t, "The rest are the attributes.", "act at once").uses("Pa"), live)
+	for _, a := range ctl.SwitchAttrs {
+		describesAttr(t, p.between(t, ".Ss /vmfs/switch/NAME", ".Ss "), a)
+		if waits := p.between(t, "As a machine's, of the attributes below.", "wait for").uses("Pa"); a.Live == slices.Contains(waits, a.Name) {
+			t.Errorf("switch/NAME/%s: it acts at once: %v, the page says what waits are %v", a.Name, a.Live, waits)
+		}
+	}
+	for _, a := range ctl.NetAttrs {
+		describesAttr(t, p.between(t, ".Ss /vmfs/net", ".Ss "), a)
+	}
+}
+
+// describesAttr wants a section to say the default of an attribute, and its
+// words where they are few.
+func describesAttr(t *testing.T, section page, a ctl.Attr) {
+	t.Helper()
+	item := ".It Pa " + a.Name[strings.LastIndexByte(a.Name, '/')+1:]
+	text := section.between(t, item, ".It Pa ")
+	said := strings.Join(text, " ")
+	if a.Default != "" && !strings.Contains(said, "default "+a.Default+".") {
+		t.Errorf("%s: the page does not say: default %s", a.Name, a.Default)
+	}
+	if a.Default == "" && strings.Contains(said, "default ") {
+		t.Errorf("%s: the page has a default, the program does not", a.Name)
+	}
+	closed, _, _ := strings.Cut(a.Values, ";")
+	if words := strings.Fields(closed); slices.Contains(words, a.Default) && !strings.Contains(closed, " or ") && closed != "yes no" {
+		marked := text.uses("Cm")
+		slices.Sort(marked)
+		same(t, a.Name, slices.Compact(marked), words)
+	}
 }
 
 func TestManualVerbs(t *testing.T) {
 	p, files := manual(t, "vmfs.4"), table(t)
 	verbs := files["vm/NAME/ctl"].phrases()
+	same(t, "switch/NAME/ctl", p.between(t, ".Ss /vmfs/switch/NAME", ".It Pa do/").uses("Cm"), files["switch/NAME/ctl"].phrases())
 	same(t, "VERBS", p.section(t, "VERBS").items("Ic"), verbs)
 	same(t, "help", verbs, append(verbNames(), "remove"))
 
@@ -426,7 +445,7 @@ func TestManualPaths(t *testing.T) {
 		return path == "/vmfs" || strings.Contains(all.String(), "/"+strings.Trim(path, "/")+"\n")
 	}
 	example := regexp.MustCompile(`(?m)(?:^|[^\w/])(/vmfs/[\w./*-]*\w)`)
-	machine := strings.NewReplacer("/web2", "/NAME", "/web", "/NAME", "/*", "/NAME")
+	machine := strings.NewReplacer("/web2", "/NAME", "/web", "/NAME", "/lan", "/NAME", "/*", "/NAME")
 	for _, name := range []string{"vmfs.4", "vmfs.8"} {
 		p := manual(t, name)
 		for _, path := range p.uses("Pa") {

@@ -27,6 +27,8 @@ type Host struct {
 	Drained  bool
 	Down     chan struct{} // closed by Shutdown
 
+	Network
+
 	guests map[uint32]*Guest
 }
 

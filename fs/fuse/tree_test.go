@@ -297,8 +297,8 @@ func TestTools(t *testing.T) {
 		find $1 -type f | wc -l
 		rm -r $1 2>&1 | grep -c "not permitted"
 	`, vm, copies)
-	// rm also tries disk/, which is empty.
-	if want := fmt.Sprintf("config\nconfig.old\nkernel\n%d\n%d\n", files, files+1); got != want {
+	// rm also tries disk/ and nic/, which are empty.
+	if want := fmt.Sprintf("config\nconfig.old\nkernel\n%d\n%d\n", files, files+2); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

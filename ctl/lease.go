@@ -1,0 +1,280 @@
+package ctl
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A lease is an address of a switch that a NIC keeps as long as it is of that
+// switch. A stopped machine finds its own again.
+type lease struct {
+	addr  netip.Addr
+	mac   string
+	vm    uint64 // serial of the machine
+	n     int
+	since time.Time
+}
+
+func (l lease) text() string {
+	return fmt.Sprintf("%v %s %d %d %s", l.addr, l.mac, l.vm, l.n, stamp(l.since))
+}
+
+func parseLease(d *definition, s string) error {
+	f := strings.Fields(s)
+	if len(f) != 5 {
+		return syscall.EINVAL
+	}
+	var l lease
+	var err error
+	if l.addr, err = netip.ParseAddr(f[0]); err != nil {
+		return err
+	}
+	if l.mac, err = canonMAC(f[1]); err != nil {
+		return err
+	}
+	if err := number(&l.vm, f[2]); err != nil {
+		return err
+	}
+	var ok bool
+	if l.n, ok = PartNumber(f[3]); !ok {
+		return syscall.EINVAL
+	}
+	if err := instant(&l.since, f[4]); err != nil {
+		return err
+	}
+	d.leases = append(d.leases, l)
+	return nil
+}
+
+// pool is the network that a switch leases from: its first of IPv4.
+func (d *definition) pool() (netip.Prefix, bool) {
+	for _, p := range prefixes(d.get("address")) {
+		if p.Addr().Is4() {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// leaseOf finds the lease of a NIC.
+func (d *definition) leaseOf(vm uint64, n int) int {
+	return slices.IndexFunc(d.leases, func(l lease) bool { return l.vm == vm && l.n == n })
+}
+
+// allot gives a NIC the lowest free address, if it has none. ENOSPC.
+func (d *definition) allot(p port, now time.Time) (changed bool, err error) {
+	pool, ok := d.pool()
+	if d.get("dhcp") != "yes" || !ok {
+		return false, nil
+	}
+	if i := d.leaseOf(p.vm.serial, p.n); i >= 0 {
+		if d.leases[i].mac == p.mac.String() {
+			return false, nil
+		}
+		d.leases[i].mac = p.mac.String()
+		return true, nil
+	}
+	taken := map[netip.Addr]bool{}
+	for _, a := range prefixes(d.get("address")) {
+		taken[a.Addr()] = true
+	}
+	for _, l := range d.leases {
+		taken[l.addr] = true
+	}
+	a, last := pool.Masked().Addr(), broadcast(pool)
+	if pool.Bits() < 31 { // else both ends are hosts
+		taken[a], taken[last] = true, true
+	}
+	for ; pool.Contains(a); a = a.Next() {
+		if !taken[a] {
+			d.leases = append(d.leases, lease{a, p.mac.String(), p.vm.serial, p.n, now})
+			return true, nil
+		}
+	}
+	return false, Errorf(syscall.ENOSPC, "%v has no address left to lease", pool.Masked())
+}
+
+// dropOutside forgets leases that are not of the pool any more.
+func (d *definition) dropOutside() {
+	pool, ok := d.pool()
+	if !ok {
+		return // it may come back
+	}
+	d.leases = slices.DeleteFunc(d.leases, func(l lease) bool {
+		return !pool.Contains(l.addr) || slices.ContainsFunc(prefixes(d.get("address")), func(p netip.Prefix) bool { return p.Addr() == l.addr })
+	})
+}
+
+// leaser has the process that answers DHCP, and what it is to answer: the
+// process keeps nothing, and may end.
+type leaser struct {
+	m *Manager
+
+	mu      sync.Mutex // held for as long as a change takes
+	process Lease      // nil if none is needed, or it ended
+	open    map[Link]bool
+	served  map[Link]LeaseService
+}
+
+// leaseWait is how long a process that ended is not replaced.
+const leaseWait = time.Second
+
+func newLeaser(m *Manager) *leaser {
+	return &leaser{m: m, open: map[Link]bool{}, served: map[Link]LeaseService{}}
+}
+
+// serve answers on a link from now on.
+func (s *leaser) serve(ctx context.Context, l Link, what LeaseService) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, had := s.served[l]
+	s.served[l] = what
+	err := s.started(ctx)
+	if err == nil {
+		err = s.tell(ctx, l)
+	}
+	switch {
+	case err == nil:
+		s.tellRest(ctx)
+		return nil
+	case had:
+		s.served[l] = was
+	default:
+		delete(s.served, l)
+	}
+	s.rest()
+	return err
+}
+
+// stop answers on it no more. The process ends with its last link.
+func (s *leaser) stop(ctx context.Context, l Link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.served, l)
+	if s.process != nil && s.open[l] {
+		if err := s.process.Stop(ctx, l); err != nil {
+			s.m.failed("lease %v: %v", l, err)
+		}
+	}
+	delete(s.open, l)
+	s.rest()
+}
+
+// rest ends a process that has nothing to answer.
+func (s *leaser) rest() {
+	if len(s.served) > 0 || s.process == nil {
+		return
+	}
+	s.process.Close()
+	select { // the Host is to give no process that is about to end
+	case <-s.process.Done():
+	case <-time.After(time.Second):
+	}
+	s.process = nil
+}
+
+// started sees to it that there is a process, which may have to be told all.
+// Called with mu held.
+func (s *leaser) started(ctx context.Context) error {
+	if s.process != nil && !isClosed(s.process.Done()) {
+		return nil
+	}
+	p, err := s.m.Host.Lease(ctx)
+	if err != nil {
+		return err
+	}
+	s.process, s.open = p, map[Link]bool{}
+	go s.watch(p)
+	return nil
+}
+
+// tell says what is answered on a link, with a socket if it has none.
+func (s *leaser) tell(ctx context.Context, l Link) error {
+	if s.open[l] {
+		return s.process.Serve(ctx, l, nil, s.served[l])
+	}
+	f, err := s.m.Host.Listen(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := s.process.Serve(ctx, l, f, s.served[l]); err != nil {
+		return err
+	}
+	s.open[l] = true
+	return nil
+}
+
+// watch replaces a process that ended while it was needed.
+func (s *leaser) watch(p Lease) {
+	<-p.Done()
+	for wait := leaseWait; ; wait = min(2*wait, time.Minute) {
+		s.mu.Lock()
+		if s.process != nil && s.process != p || len(s.served) == 0 {
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		s.m.failed("the process that answers DHCP ended; another starts in %v", wait)
+		time.Sleep(wait)
+		if s.again(p) {
+			return
+		}
+	}
+}
+
+// again starts a process in the place of p, and tells it all. It reports
+// whether that is done with.
+func (s *leaser) again(p Lease) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process != nil && s.process != p || len(s.served) == 0 {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), netTime)
+	defer cancel()
+	if err := s.started(ctx); err != nil {
+		s.m.failed("lease: %v", err)
+		return false
+	}
+	s.tellRest(ctx)
+	return true
+}
+
+// tellRest says what the process does not know yet.
+func (s *leaser) tellRest(ctx context.Context) {
+	for l := range s.served {
+		if s.open[l] {
+			continue
+		}
+		if err := s.tell(ctx, l); err != nil {
+			s.m.failed("lease %v: %v", l, err)
+		}
+	}
+}
+
+// running reports whether a link is being served.
+func (s *leaser) running(l Link) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.process != nil && !isClosed(s.process.Done()) && s.open[l]
+}
+
+// bindings are what the NICs of a switch get.
+func (d *definition) bindings(ports []port) []LeaseBinding {
+	var list []LeaseBinding
+	for _, p := range ports {
+		if i := d.leaseOf(p.vm.serial, p.n); i >= 0 {
+			mac, _ := net.ParseMAC(d.leases[i].mac)
+			list = append(list, LeaseBinding{MAC: mac, Addr: d.leases[i].addr, Hostname: p.vm.Name()})
+		}
+	}
+	return list
+}

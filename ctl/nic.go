@@ -1,0 +1,433 @@
+package ctl
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// NICSteps are what a start does for each NIC, in the order of vmd, after the
+// step record. A test ends the processes at each.
+var NICSteps = []string{"tap", "alias", "switch", "rdomain", "group", "address", "up", "lease"}
+
+// netTime bounds a change of the host's links that nobody can interrupt.
+const netTime = 5 * time.Second
+
+// nic is a NIC of a launch. It is changed with VM.edit held, or by the start
+// before the machine runs, and always with VM.mu held.
+type nic struct {
+	n      int
+	link   Link
+	mac    net.HardwareAddr
+	ifname string      // empty if its tap is gone
+	sw     *Switch     // that it is a port of; nil for none
+	local  *LocalAddrs // nil for a NIC that is not local
+}
+
+// alone is what can be said against a NIC of a definition without looking
+// at the host.
+func (d *definition) alone(n int) error {
+	get := func(file string) string { return d.get(nicAttr(n, file)) }
+	sw := get("switch")
+	switch {
+	case get("user") == "yes":
+		return Errorf(syscall.EOPNOTSUPP, "nic/%d/user: the engine's own network is for a daemon without root", n)
+	case sw != "" && get("local") == "yes":
+		return Errorf(syscall.EINVAL, "nic/%d/local: it is of the switch %s", n, sw)
+	case sw != "" && get("rdomain") != "0":
+		return Errorf(syscall.EINVAL, "nic/%d/rdomain: it is of the switch %s, whose rdomain holds", n, sw)
+	}
+	return nil
+}
+
+// connect does the NICSteps for each NIC. What it made is in the launch, to be
+// released.
+func (vm *VM) connect(ctx context.Context, l *launch, d *definition, spec *Launch) error {
+	for _, n := range d.numbers("nic") {
+		mac, err := net.ParseMAC(d.get(nicAttr(n, "mac")))
+		if err != nil {
+			return Errorf(syscall.EINVAL, "nic/%d/mac: %v", n, err)
+		}
+		c := &nic{n: n, link: NICLink(vm.id, n), mac: mac}
+		vm.mu.Lock()
+		l.nics = append(l.nics, c)
+		vm.mu.Unlock()
+		if err := vm.connectNIC(ctx, c, d, spec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (vm *VM) connectNIC(ctx context.Context, c *nic, d *definition, spec *Launch) error {
+	host := vm.m.Host
+	do := map[string]func() error{
+		"tap":     func() error { return vm.openTap(ctx, c, d, spec) },
+		"alias":   func() error { return host.Alias(ctx, c.link, vm.Name()) },
+		"switch":  func() error { return vm.plug(ctx, c, d) },
+		"rdomain": func() error { return vm.routed(ctx, c, d) },
+		"group":   func() error { return vm.group(ctx, c, d) },
+		"address": func() error { return vm.addressed(ctx, c, d) },
+		"up":      func() error { return host.SetUp(ctx, c.link, d.nicUp(c.n)) },
+		"lease":   func() error { return vm.serveLocal(ctx, c) },
+	}
+	for _, step := range NICSteps {
+		atStep(vm.m.State, step)
+		if err := do[step](); err != nil {
+			return Errorf(Errno(err), "nic/%d/%s: %v", c.n, step, err)
+		}
+	}
+	return nil
+}
+
+func (d *definition) nicUp(n int) bool { return d.get(nicAttr(n, "up")) == "yes" }
+
+func (vm *VM) openTap(ctx context.Context, c *nic, d *definition, spec *Launch) error {
+	f, ifname, err := vm.m.Host.Tap(ctx, c.link, d.get(nicAttr(c.n, "tap")))
+	if err != nil {
+		return err
+	}
+	spec.NICs = append(spec.NICs, LaunchNIC{N: c.n, MAC: c.mac, Tap: f})
+	vm.mu.Lock()
+	c.ifname = ifname
+	vm.mu.Unlock()
+	return nil
+}
+
+// plug makes a NIC a port of the switch that its definition names, if it does,
+// with the rights of who set that.
+func (vm *VM) plug(ctx context.Context, c *nic, d *definition) error {
+	if d.get(nicAttr(c.n, "switch")) == "" {
+		return nil
+	}
+	sw, err := vm.reach(d, c.n)
+	if err != nil {
+		return err
+	}
+	if err := sw.attach(ctx, vm.port(c, d)); err != nil {
+		return err
+	}
+	vm.mu.Lock()
+	c.sw = sw
+	vm.mu.Unlock()
+	return nil
+}
+
+// unplug takes a NIC out of its switch. With gone, its interface is.
+func (vm *VM) unplug(ctx context.Context, c *nic, gone bool) error {
+	if c.sw == nil {
+		return nil
+	}
+	if err := c.sw.detach(ctx, c.link, gone); err != nil {
+		return err
+	}
+	vm.mu.Lock()
+	c.sw = nil
+	vm.mu.Unlock()
+	return nil
+}
+
+// port is what a switch knows of a NIC.
+func (vm *VM) port(c *nic, d *definition) port {
+	return port{vm: vm, n: c.n, link: c.link, ifname: c.ifname, mac: c.mac,
+		locked: d.get(nicAttr(c.n, "locked")) == "yes", up: d.nicUp(c.n), groups: strings.Fields(d.get(nicAttr(c.n, "group")))}
+}
+
+func (vm *VM) routed(ctx context.Context, c *nic, d *definition) error {
+	table := atoi(d.get(nicAttr(c.n, "rdomain")))
+	if table == 0 {
+		return nil
+	}
+	return vm.m.Host.Rdomain(ctx, c.link, uint32(table))
+}
+
+// group puts a NIC into its groups, and into those of its switch.
+func (vm *VM) group(ctx context.Context, c *nic, d *definition) error {
+	groups := strings.Fields(d.get(nicAttr(c.n, "group")))
+	if c.sw != nil {
+		groups = union(groups, strings.Fields(c.sw.Get("group")))
+	}
+	if len(groups) == 0 {
+		return nil
+	}
+	return vm.m.Host.Groups(ctx, c.link, groups)
+}
+
+func union(a, b []string) []string {
+	for _, w := range b {
+		if !slices.Contains(a, w) {
+			a = append(a, w)
+		}
+	}
+	return a
+}
+
+// addressed gives the link of a local NIC its end on the host.
+func (vm *VM) addressed(ctx context.Context, c *nic, d *definition) error {
+	if d.get(nicAttr(c.n, "local")) != "yes" {
+		return nil
+	}
+	a, err := vm.m.localAddrs(vm.id, c.n)
+	if err != nil {
+		return err
+	}
+	if err := vm.m.Host.Addresses(ctx, c.link, a.hosts()); err != nil {
+		return err
+	}
+	vm.mu.Lock()
+	c.local = &a
+	vm.mu.Unlock()
+	return nil
+}
+
+func (a *LocalAddrs) hosts() []netip.Prefix {
+	list := []netip.Prefix{a.Host}
+	if a.Host6.IsValid() {
+		list = append(list, a.Host6)
+	}
+	return list
+}
+
+// serveLocal answers the guest of a local NIC.
+func (vm *VM) serveLocal(ctx context.Context, c *nic) error {
+	if c.local == nil {
+		return nil
+	}
+	a := c.local
+	return vm.m.leases.serve(ctx, c.link, LeaseService{Server: a.Host, Server6: a.Host6, DNS: resolvers(), Router: true,
+		Bindings: []LeaseBinding{{MAC: c.mac, Addr: a.Guest.Addr(), Addr6: a.Guest6.Addr(), Hostname: vm.Name()}}})
+}
+
+// releaseNICs takes away what there is of the NICs of a launch.
+func (vm *VM) releaseNICs(ctx context.Context, l *launch) {
+	vm.edit.Lock()
+	defer vm.edit.Unlock()
+	for _, c := range vm.nicsOf(l) {
+		vm.m.leases.stop(ctx, c.link)
+		if err := vm.unplug(ctx, c, true); err != nil {
+			vm.failed(err)
+		}
+		if err := vm.m.Host.Release(ctx, c.link); err != nil {
+			vm.failed(err)
+		}
+	}
+	vm.mu.Lock()
+	l.nics = nil
+	vm.mu.Unlock()
+}
+
+// nicsOf are the NICs of a launch.
+func (vm *VM) nicsOf(l *launch) []*nic {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return l.nics
+}
+
+// replugAll makes the NICs of a machine that runs what a changed definition
+// says of them. Called with edit held.
+func (vm *VM) replugAll(was, now *definition) (undo func(), err error) {
+	vm.mu.Lock()
+	l, starting := vm.launch, vm.state == Starting
+	vm.mu.Unlock()
+	if l == nil {
+		return nil, nil
+	}
+	if n, differs := was.nicsDiffer(now); differs && starting {
+		return nil, Errorf(syscall.EBUSY, "nic/%d: %s is starting, and what it starts with is fixed", n, vm.Name())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), netTime)
+	defer cancel()
+	var done []*nic
+	undo = func() {
+		ctx, cancel := context.WithTimeout(context.Background(), netTime)
+		defer cancel()
+		for _, c := range slices.Backward(done) {
+			if err := vm.replug(ctx, c, now, was); err != nil {
+				vm.failed(err)
+			}
+		}
+	}
+	for _, c := range vm.nicsOf(l) {
+		if c.ifname == "" || !was.nicDiffers(now, c.n) {
+			continue
+		}
+		done = append(done, c)
+		if err := vm.replug(ctx, c, was, now); err != nil {
+			undo()
+			return nil, Errorf(Errno(err), "nic/%d: %v", c.n, err)
+		}
+	}
+	return undo, nil
+}
+
+// nicsDiffer finds a NIC of which the definitions say different things that
+// act at once.
+func (d *definition) nicsDiffer(now *definition) (n int, differs bool) {
+	for n := range MaxNICs {
+		if d.nicDiffers(now, n) {
+			return n, true
+		}
+	}
+	return 0, false
+}
+
+func (d *definition) nicDiffers(now *definition, n int) bool {
+	p := Part{"nic", n}
+	return d.parts[p] && now.parts[p] &&
+		slices.ContainsFunc([]string{"switch", "locked", "up"}, func(file string) bool { return d.get(p.attr(file)) != now.get(p.attr(file)) })
+}
+
+// replug changes what a NIC is plugged into, and how. It is down meanwhile.
+func (vm *VM) replug(ctx context.Context, c *nic, was, now *definition) error {
+	differs := func(file string) bool { return was.get(nicAttr(c.n, file)) != now.get(nicAttr(c.n, file)) }
+	if differs("switch") {
+		if err := vm.unplug(ctx, c, false); err != nil {
+			return err
+		}
+		if err := vm.plug(ctx, c, now); err != nil {
+			return err
+		}
+		if err := vm.group(ctx, c, now); err != nil {
+			return err
+		}
+	} else if c.sw != nil {
+		if err := c.sw.change(ctx, vm.port(c, now), differs("locked")); err != nil {
+			return err
+		}
+	}
+	return vm.m.Host.SetUp(ctx, c.link, now.nicUp(c.n))
+}
+
+// NICIfname is what the host calls the tap of a NIC; empty if the machine is
+// not active.
+func (vm *VM) NICIfname(n int) string {
+	c, _ := vm.nic(n)
+	return c.ifname
+}
+
+// nic is a NIC of the present launch.
+func (vm *VM) nic(n int) (nic, bool) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.launch == nil {
+		return nic{}, false
+	}
+	for _, c := range vm.launch.nics {
+		if c.n == n {
+			return *c, true
+		}
+	}
+	return nic{}, false
+}
+
+// NICAddress is what the guest is given for a NIC, blanks between; empty if
+// it is given nothing.
+func (vm *VM) NICAddress(n int) string {
+	c, ok := vm.nic(n)
+	switch {
+	case !ok:
+		return ""
+	case c.local != nil && c.local.Guest6.IsValid():
+		return c.local.Guest.String() + " " + c.local.Guest6.String()
+	case c.local != nil:
+		return c.local.Guest.String()
+	case c.sw != nil:
+		return c.sw.leased(vm, n)
+	}
+	return ""
+}
+
+// NICStats is the text of stats: what the host's end counts.
+func (vm *VM) NICStats(ctx context.Context, n int) string {
+	c, ok := vm.nic(n)
+	if !ok || c.ifname == "" {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, infoTime)
+	defer cancel()
+	s, err := vm.m.Host.Observe(ctx, c.link)
+	if err != nil || s.Ifname == "" {
+		return ""
+	}
+	var b strings.Builder
+	for _, f := range []struct {
+		key string
+		n   uint64
+	}{
+		{"rx_bytes", s.RxBytes}, {"rx_packets", s.RxPackets}, {"rx_dropped", s.RxDropped},
+		{"tx_bytes", s.TxBytes}, {"tx_packets", s.TxPackets}, {"tx_dropped", s.TxDropped},
+	} {
+		fmt.Fprintf(&b, "%s %d\n", f.key, f.n)
+	}
+	return b.String()
+}
+
+// checkNIC says what is against a NIC at a start; of one that runs, where the
+// kernel has something else than is configured, and what is in the way.
+func (vm *VM) checkNIC(ctx context.Context, d *definition, n int) []string {
+	var found []string
+	say := func(file string, err error) {
+		if err != nil {
+			found = append(found, fmt.Sprintf("nic/%d/%s: %v", n, file, err))
+		}
+	}
+	if mac := d.get(nicAttr(n, "mac")); vm.m.macs.holder(mac) != vm {
+		say("mac", Errorf(syscall.EEXIST, "%s is another machine's", mac))
+	}
+	if d.get(nicAttr(n, "switch")) != "" {
+		_, err := vm.reach(d, n)
+		say("switch", err)
+	}
+	if d.get(nicAttr(n, "local")) == "yes" {
+		_, err := vm.m.localAddrs(vm.id, n)
+		say("local", err)
+	}
+	if c, ok := vm.nic(n); ok {
+		found = append(found, vm.observe(ctx, d, c)...)
+	}
+	return found
+}
+
+// observe compares a NIC that runs with what the kernel has of it.
+func (vm *VM) observe(ctx context.Context, d *definition, c nic) []string {
+	var found []string
+	say := func(file, format string, args ...any) {
+		found = append(found, fmt.Sprintf("nic/%d/%s: ", c.n, file)+fmt.Sprintf(format, args...))
+	}
+	s, err := vm.m.Host.Observe(ctx, c.link)
+	if err != nil {
+		say("ifname", "%v", err)
+		return found
+	}
+	if s.Ifname == "" {
+		say("ifname", "its tap is gone; the next start makes one")
+		return found
+	}
+	if c.sw != nil && s.Master != c.sw.bridge() {
+		say("switch", "%s is not a port of %s", s.Ifname, c.sw.Name())
+	}
+	if s.Up != d.nicUp(c.n) {
+		say("up", "%s is %s", s.Ifname, map[bool]string{true: "up", false: "down"}[s.Up])
+	}
+	if c.local == nil {
+		return found
+	}
+	for _, a := range c.local.hosts() {
+		if !slices.Contains(s.Addrs, a) {
+			say("local", "%s does not have %v", s.Ifname, a)
+		}
+	}
+	ways, err := vm.m.Host.Ways(ctx, c.link, []netip.Prefix{c.local.Host.Masked()})
+	if err != nil {
+		say("local", "%v", err)
+	}
+	for _, w := range ways {
+		say("local", "%s", w)
+	}
+	return found
+}
