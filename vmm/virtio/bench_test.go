@@ -18,19 +18,47 @@ func BenchmarkBlk(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			run(b, fmt.Sprintf("%s/%dKiB/bare", name, size>>10), size, bench.Bare)
-			run(b, fmt.Sprintf("%s/%dKiB/device", name, size>>10), size, bench.Device)
-			bench.Close()
+			both(b, fmt.Sprintf("%s/%dKiB", name, size>>10), size, bench)
 		}
 	}
 }
 
+func BenchmarkNet(b *testing.B) {
+	needRoot(b)
+	for _, size := range []int{4 << 10, 64 << 10} {
+		for _, receive := range []bool{false, true} {
+			name := map[bool]string{false: "send", true: "receive"}[receive]
+			bench, err := virtiotest.NewNetBench(size, receive)
+			if err != nil {
+				b.Fatal(err)
+			}
+			both(b, fmt.Sprintf("%s/%dKiB", name, size>>10), size, bench)
+		}
+	}
+}
+
+// both measures a Bench and closes it.
+func both(b *testing.B, name string, size int, bench *virtiotest.Bench) {
+	run(b, name+"/bare", size, bench.Prepare, bench.Bare)
+	run(b, name+"/device", size, bench.Prepare, bench.Device)
+	if err := bench.Close(); err != nil {
+		b.Error(err)
+	}
+}
+
 // run measures batches.
-func run(b *testing.B, name string, size int, batch func() error) {
+func run(b *testing.B, name string, size int, prepare, batch func() error) {
 	b.Run(name, func(b *testing.B) {
 		b.SetBytes(int64(size))
 		b.ReportAllocs()
 		for n := 0; n < b.N; n += virtiotest.Batch {
+			if prepare != nil {
+				b.StopTimer()
+				if err := prepare(); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
 			if err := batch(); err != nil {
 				b.Fatal(err)
 			}

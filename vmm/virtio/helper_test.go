@@ -2,8 +2,11 @@ package virtio_test
 
 import (
 	"errors"
+	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmfs/vmm/virtio"
 	"vmfs/vmm/virtio/virtiotest"
@@ -59,4 +62,22 @@ func needsReset(t testing.TB, d *virtiotest.Driver) error {
 		err = errors.New("none")
 	}
 	return err
+}
+
+// cpu is the process's CPU time.
+func cpu(t testing.TB) time.Duration {
+	t.Helper()
+	var ru unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// needRoot skips what makes a tap.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("making a tap needs root's rights")
+	}
 }

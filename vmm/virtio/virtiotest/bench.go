@@ -23,6 +23,8 @@ const imageSize = 64 << 20
 type Bench struct {
 	// Device and Bare do one batch.
 	Device, Bare func() error
+	// Prepare, if it is not nil, comes before each, and is not measured.
+	Prepare func() error
 
 	closers []func() error
 }
@@ -113,11 +115,10 @@ func (b *Bench) blkDevice(d *Driver, q *Queue, size int, write bool) []([]byte) 
 			ahead = true
 		}
 		add(&batches[1-now])
-		if err := q.WaitN(Batch); err != nil {
+		if err := q.takeBatch(); err != nil {
 			return err
 		}
 		for i := range batches[now] {
-			q.Poll()
 			if s := batches[now][i].head[16]; s != 0 {
 				return fmt.Errorf("status %d", s)
 			}

@@ -166,10 +166,15 @@ func (d *Driver) Init(features uint64, size int) ([]*Queue, error) {
 	return queues, nil
 }
 
-// Alloc is n bytes of memory, at a multiple of 16, until Reset.
+// Alloc is n bytes of memory, at a multiple of 64, or of 4096 if they are as
+// many, until Reset.
 func (d *Driver) Alloc(n int) (addr uint64, p []byte) {
-	addr = d.next
-	d.next += uint64(n+15) &^ 15
+	align := uint64(64)
+	if n >= 4096 {
+		align = 4096
+	}
+	addr = (d.next + align - 1) &^ (align - 1)
+	d.next = addr + uint64(n)
 	p, err := d.RAM.Slice(addr, uint64(n))
 	if err != nil {
 		panic(err) // a test's memory is too small
