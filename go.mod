@@ -12,7 +12,9 @@ require (
 )
 
 require (
-	9fans.net/go v0.0.2 // indirect
+	9fans.net/go v0.0.8-0.20250307142834-96bdba94b63f // indirect
+	github.com/Plan9-Archive/libauth v0.0.0-20180917063427-d1ca9e94969d // indirect
+	github.com/emersion/go-sasl v0.0.0-20200509203442-7bfe0ed36a21 // indirect
 	github.com/fhs/mux9p v0.3.1 // indirect
 	github.com/google/go-cmp v0.6.0 // indirect
 	github.com/google/nftables v0.3.0 // indirect

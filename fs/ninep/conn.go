@@ -1,0 +1,419 @@
+package ninep
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/knusbaum/go9p/proto"
+
+	"vmfs/ctl"
+)
+
+// conn is one connection. One goroutine reads its messages and answers at
+// once what cannot wait; what can has a goroutine of its own.
+type conn struct {
+	server *Server
+	nc     net.Conn
+	peer   Peer
+	user   *account
+	in     *bufio.Reader
+	wait   sync.WaitGroup // for requests
+
+	// Of the reading goroutine alone.
+	session  *session
+	attached bool
+	answer   []byte // where it makes its own answers to reads
+
+	out sync.Mutex // held while an answer is written, and taken before mu
+
+	mu      sync.Mutex
+	running int // requests with a goroutine, answered or not
+	held    int // bytes of the writes among them
+}
+
+// session is what a Tversion begins: it forgets whatever was before.
+type session struct {
+	conn   *conn
+	ctx    context.Context // of all its requests
+	cancel context.CancelFunc
+	most   uint32 // bytes of a message; 0 before a Tversion
+	dotu   bool   // 9P2000.u is spoken
+
+	// Under conn.mu.
+	fids map[uint32]*fid
+	tags map[uint16]*request // that are not answered, and of their flushes
+	over bool
+}
+
+// outstanding is the part of a request that has a goroutine of its own.
+type outstanding struct {
+	s      *session
+	fid    *fid
+	ctx    context.Context
+	cancel context.CancelFunc
+	held   int
+
+	// Under conn.mu.
+	flushes []uint16 // the tags of those who flushed it, in order
+	timer   *time.Timer
+	dropped bool // nobody waits for an answer any more
+}
+
+// inBuffer is what is read ahead, in bytes. A longer message has memory of
+// its own while it is worked on.
+const inBuffer = 8 << 10
+
+func newConn(s *Server, nc net.Conn, p Peer, u *account) *conn {
+	c := &conn{server: s, nc: nc, peer: p, user: u, in: bufio.NewReaderSize(nc, inBuffer)}
+	c.session = c.newSession(0, false)
+	return c
+}
+
+func (c *conn) newSession(most uint32, dotu bool) *session {
+	s := &session{conn: c, most: most, dotu: dotu, fids: map[uint32]*fid{}, tags: map[uint16]*request{}}
+	s.ctx, s.cancel = context.WithCancel(c.server.ctx)
+	return s
+}
+
+// serve reads messages until there are no more, or one that cannot be
+// followed by anything that makes sense; then everything is undone. It
+// returns when nothing is worked on any more.
+func (c *conn) serve() {
+	c.attachBy()
+	for {
+		frame, err := c.frame()
+		if err != nil {
+			break
+		}
+		if err := c.message(frame); err != nil {
+			break
+		}
+	}
+	c.nc.Close()
+	c.session.end()
+	c.wait.Wait()
+}
+
+var noDeadline time.Time
+
+// attachBy sets the time by which there has to be a Tattach.
+func (c *conn) attachBy() {
+	c.attached = false
+	c.nc.SetReadDeadline(time.Now().Add(c.server.limits.Attach))
+}
+
+var errFrame = errors.New("a message of a size that cannot be")
+
+// frame reads a message. It is good until the next one is read, but for one
+// longer than inBuffer, which nobody uses again.
+func (c *conn) frame() ([]byte, error) {
+	head, err := c.in.Peek(4)
+	if err != nil {
+		return nil, err
+	}
+	size := binary.LittleEndian.Uint32(head)
+	most := c.session.most
+	if most == 0 {
+		most = minMessage // of a Tversion
+	}
+	if size < headerSize || size > most {
+		return nil, errFrame
+	}
+	if c.in.Buffered() < int(size) && c.attached {
+		c.nc.SetReadDeadline(time.Now().Add(c.server.limits.Frame))
+		defer c.nc.SetReadDeadline(noDeadline)
+	}
+	if size > inBuffer {
+		frame := make([]byte, size)
+		_, err := io.ReadFull(c.in, frame)
+		return frame, err
+	}
+	frame, err := c.in.Peek(int(size))
+	if err == nil {
+		c.in.Discard(int(size)) // the bytes stay where they are until more is read
+	}
+	return frame, err
+}
+
+// message works on a message or sees to it that somebody does. An error ends
+// the connection.
+func (c *conn) message(frame []byte) error {
+	s := c.session
+	r, err := parse(frame, s.dotu)
+	if err == nil && s.most == 0 && r.kind != proto.Tversion {
+		err = ctl.Errorf(syscall.EPROTO, "message of type %d before Tversion", r.kind)
+	}
+	if err == nil && r.tag == noTag && r.kind != proto.Tversion {
+		err = ctl.Errorf(syscall.EINVAL, "message of type %d without a tag", r.kind)
+	}
+	switch {
+	case s.uses(r.tag) && r.kind != proto.Tversion:
+		// No answer could be told from that to the other message.
+		return errors.New("a tag that is in use")
+	case err != nil:
+		return c.send(composeError(r.tag, err, s.dotu))
+	case r.kind == proto.Tversion:
+		return c.version(r.call.(*proto.TRVersion))
+	case r.kind == proto.Tflush:
+		return c.flush(r.call.(*proto.TFlush))
+	}
+	return c.work(r, frame)
+}
+
+// work does what is done at once, and begins the rest.
+func (c *conn) work(r *request, frame []byte) error {
+	r.s = c.session
+	id, named := fidOf(r.call)
+	if named {
+		if r.fid = r.s.acquire(id); r.fid == nil {
+			return c.send(composeError(r.tag, syscall.EBADF, r.s.dotu))
+		}
+	}
+	if !r.waits() {
+		r.ctx = r.s.ctx
+		answer := c.do(r, c.scratch)
+		r.s.release(r.fid)
+		return c.send(answer)
+	}
+	if err := c.begin(r, frame); err != nil {
+		if r.kind == proto.Tremove {
+			r.s.clunk(r) // as it is whatever comes of it
+		}
+		r.s.release(r.fid)
+		return c.send(composeError(r.tag, err, r.s.dotu))
+	}
+	go c.finish(r)
+	return nil
+}
+
+// do calls the operation; the answer is a whole message.
+func (c *conn) do(r *request, room func(n int) []byte) (answer []byte) {
+	defer func() {
+		if v := recover(); v != nil {
+			answer = composeError(r.tag, c.server.caught(v), r.s.dotu)
+		}
+	}()
+	answer, err := r.operate(room)
+	if err != nil {
+		return composeError(r.tag, plain(err), r.s.dotu)
+	}
+	return answer
+}
+
+// scratch is room for an answer of the reading goroutine.
+func (c *conn) scratch(n int) []byte {
+	if n > inBuffer {
+		return make([]byte, n)
+	}
+	if c.answer == nil {
+		c.answer = make([]byte, inBuffer)
+	}
+	return c.answer[:n]
+}
+
+func fresh(n int) []byte { return make([]byte, n) }
+
+// begin counts a request that has a goroutine of its own. EAGAIN if there are
+// too many: what comes behind it, a flush for one, still has to be read.
+func (c *conn) begin(r *request, frame []byte) error {
+	if w, ok := r.call.(*proto.TWrite); ok {
+		r.held = len(frame)
+		if len(frame) <= inBuffer {
+			w.Data = bytes.Clone(w.Data) // the next message is read to where it is
+		}
+	}
+	limits := &c.server.limits
+	if !c.user.take(&c.user.requests, 2*limits.Requests) {
+		return syscall.EAGAIN
+	}
+	r.ctx, r.cancel = context.WithCancel(r.s.ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running >= limits.Requests || c.held+r.held > limits.Held {
+		r.cancel()
+		c.user.requests.Add(-1)
+		return syscall.EAGAIN
+	}
+	c.running++
+	c.held += r.held
+	r.s.tags[r.tag] = r
+	c.wait.Add(1)
+	return nil
+}
+
+// finish does a request in its own goroutine, and answers it and whoever
+// flushed it.
+func (c *conn) finish(r *request) {
+	defer c.wait.Done()
+	answer := c.do(r, fresh)
+	r.s.release(r.fid)
+
+	c.out.Lock()
+	answers := c.answers(r, answer)
+	if len(answers) > 0 {
+		c.write(answers)
+	}
+	c.out.Unlock()
+
+	c.mu.Lock()
+	c.running--
+	c.held -= r.held
+	c.mu.Unlock()
+	c.user.requests.Add(-1)
+}
+
+// answers ends the life of r's tags and gives what is to be said: the answer
+// first, if it says more than that it was interrupted, then to those who
+// flushed it. Nothing can come between, since c.out is held.
+func (c *conn) answers(r *request, answer []byte) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	interrupted := r.ctx.Err() != nil
+	r.cancel()
+	if r.dropped {
+		return nil
+	}
+	r.forget()
+	if len(r.flushes) > 0 && interrupted && answer[4] == proto.Rerror {
+		answer = nil
+	}
+	for _, tag := range r.flushes {
+		answer = append(answer, flushed(tag)...)
+	}
+	return answer
+}
+
+// forget makes the tags of r free. c.mu is held.
+func (r *request) forget() {
+	r.dropped = true
+	delete(r.s.tags, r.tag)
+	for _, tag := range r.flushes {
+		delete(r.s.tags, tag)
+	}
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+}
+
+func flushed(tag uint16) []byte {
+	return (&proto.RFlush{Header: header(proto.Rflush, tag)}).Compose()
+}
+
+// uses reports whether there is an unanswered message with this tag.
+func (s *session) uses(tag uint16) bool {
+	s.conn.mu.Lock()
+	defer s.conn.mu.Unlock()
+	return s.tags[tag] != nil
+}
+
+// flush interrupts a request. It is answered once that has ended, so that
+// nothing that a request took is lost; one that does not end soon is given up
+// and never answered. A flush of a flush waits for the same.
+func (c *conn) flush(t *proto.TFlush) error {
+	c.mu.Lock()
+	r := c.session.tags[t.Oldtag]
+	if r != nil {
+		r.flushes = append(r.flushes, t.Tag)
+		c.session.tags[t.Tag] = r
+		r.cancel()
+		if r.timer == nil {
+			r.timer = time.AfterFunc(c.server.limits.Flush, func() { c.giveUp(r) })
+		}
+	}
+	c.mu.Unlock()
+	if r != nil {
+		return nil
+	}
+	return c.send(flushed(t.Tag))
+}
+
+// giveUp answers those who flushed a request that does not end.
+func (c *conn) giveUp(r *request) {
+	c.out.Lock()
+	defer c.out.Unlock()
+	var answers []byte
+	c.mu.Lock()
+	if !r.dropped {
+		r.forget()
+		for _, tag := range r.flushes {
+			answers = append(answers, flushed(tag)...)
+		}
+	}
+	c.mu.Unlock()
+	if len(answers) > 0 {
+		c.write(answers)
+	}
+}
+
+// send writes an answer.
+func (c *conn) send(answer []byte) error {
+	c.out.Lock()
+	defer c.out.Unlock()
+	return c.write(answer)
+}
+
+// write writes answers; c.out is held. Who does not take them is hung up on.
+func (c *conn) write(answers []byte) error {
+	c.nc.SetWriteDeadline(time.Now().Add(c.server.limits.Write))
+	_, err := c.nc.Write(answers)
+	if err != nil {
+		c.nc.Close() // the reading goroutine hears of it
+	}
+	return err
+}
+
+// version begins a session. What is not answered of the one before never is.
+func (c *conn) version(t *proto.TRVersion) error {
+	c.session.end()
+	name, most := t.Version, min(t.Msize, MaxMessage)
+	base, suffix, _ := strings.Cut(name, ".")
+	dotu := base == "9P2000" && suffix == "u"
+	answer := proto.TRVersion{Header: header(proto.Rversion, t.Tag), Msize: most, Version: "9P2000"}
+	switch {
+	case base != "9P2000" || most < minMessage:
+		answer.Version = "unknown"
+		most = 0
+	case dotu:
+		answer.Version = "9P2000.u"
+	}
+	c.session = c.newSession(most, dotu)
+	c.attachBy()
+	return c.send(answer.Compose())
+}
+
+// end forgets a session: its requests are interrupted and not answered, its
+// files closed as soon as nobody uses them.
+func (s *session) end() {
+	c := s.conn
+	c.out.Lock()
+	c.mu.Lock()
+	s.over = true
+	for _, r := range s.tags {
+		if !r.dropped {
+			r.forget()
+		}
+	}
+	var unused []*fid
+	for _, f := range s.fids {
+		if f.drop() {
+			unused = append(unused, f)
+		}
+	}
+	c.user.fids.Add(-int64(len(s.fids)))
+	s.fids = nil
+	c.mu.Unlock()
+	c.out.Unlock()
+	s.cancel()
+	for _, f := range unused {
+		f.close()
+	}
+}

@@ -1,0 +1,262 @@
+package ninep
+
+import (
+	"bytes"
+	"encoding/binary"
+	"syscall"
+
+	"github.com/knusbaum/go9p/proto"
+
+	"vmfs/ctl"
+)
+
+const (
+	headerSize = 4 + 1 + 2 // size, type, tag
+	noTag      = ^uint16(0)
+	noID       = ^uint32(0)
+	maxNames   = 16 // of one Twalk
+)
+
+// layout is what follows the tag of a message, a letter a field:
+//
+//	1 2 4 8  a number of so many bytes
+//	s        a string: its length in 2 bytes, then that many
+//	n        names: how many in 2 bytes, at most 16, then strings
+//	d        data: its length in 4 bytes, then that many
+//	e        a directory entry: its length in 2 bytes, then that many
+type layout struct {
+	plain string // in 9P2000
+	tail  string // what 9P2000.u has behind that
+}
+
+// layouts has the messages that a client may send.
+var layouts = [256]layout{
+	proto.Tversion: {"4s", ""},
+	proto.Tauth:    {"4ss", "4"},
+	proto.Tattach:  {"44ss", "4"},
+	proto.Tflush:   {"2", ""},
+	proto.Twalk:    {"44n", ""},
+	proto.Topen:    {"41", ""},
+	proto.Tcreate:  {"4s41", "s"},
+	proto.Tread:    {"484", ""},
+	proto.Twrite:   {"48d", ""},
+	proto.Tclunk:   {"4", ""},
+	proto.Tremove:  {"4", ""},
+	proto.Tstat:    {"4", ""},
+	proto.Twstat:   {"4e", ""},
+}
+
+// entryLayout is that of a directory entry, the length that it begins with
+// included.
+var entryLayout = layout{"2241484448ssss", "s444"}
+
+// fits reports whether p has these fields and nothing else. tail is where
+// those of 9P2000.u are, or would be.
+func (l layout) fits(p []byte, dotu bool) (tail []byte, ok bool) {
+	tail, ok = skip(p, l.plain)
+	rest := tail
+	if ok && dotu {
+		rest, ok = skip(rest, l.tail)
+	}
+	return tail, ok && len(rest) == 0
+}
+
+// skip gives what is behind the fields of a layout, and false if p does not
+// hold them.
+func skip(p []byte, fields string) (rest []byte, ok bool) {
+	for _, f := range []byte(fields) {
+		switch f {
+		case 's', 'e':
+			p, ok = skipCounted(p, 2)
+		case 'd':
+			p, ok = skipCounted(p, 4)
+		case 'n':
+			p, ok = skipNames(p)
+		default:
+			p, ok = cut(p, uint64(f-'0'))
+		}
+		if !ok {
+			return nil, false
+		}
+	}
+	return p, true
+}
+
+func cut(p []byte, n uint64) ([]byte, bool) {
+	if uint64(len(p)) < n {
+		return nil, false
+	}
+	return p[n:], true
+}
+
+// skipCounted skips a length of so many bytes and what it counts.
+func skipCounted(p []byte, bytes int) ([]byte, bool) {
+	if len(p) < bytes {
+		return nil, false
+	}
+	n := uint64(binary.LittleEndian.Uint16(p))
+	if bytes == 4 {
+		n = uint64(binary.LittleEndian.Uint32(p))
+	}
+	return cut(p[bytes:], n)
+}
+
+func skipNames(p []byte) (rest []byte, ok bool) {
+	if len(p) < 2 {
+		return nil, false
+	}
+	n := binary.LittleEndian.Uint16(p)
+	if n > maxNames {
+		return nil, false
+	}
+	rest, ok = p[2:], true
+	for ; n > 0 && ok; n-- {
+		rest, ok = skipCounted(rest, 2)
+	}
+	return rest, ok
+}
+
+// request is one message of a client. What 9P2000.u has beside the fields of
+// 9P2000 is ^0 where the client did not say it.
+type request struct {
+	call     proto.FCall
+	kind     uint8
+	tag      uint16
+	uname    uint32 // of Tattach
+	uid, gid uint32 // of Twstat
+
+	outstanding
+}
+
+// parse takes a frame apart, size and all. The frame is held against the
+// layout of its type first: go9p's parser, which reads it then, believes what
+// is counted. A Twrite's data is the frame's own memory.
+func parse(frame []byte, dotu bool) (*request, error) {
+	r := &request{kind: frame[4], tag: binary.LittleEndian.Uint16(frame[5:]), uname: noID, uid: noID, gid: noID}
+	tail, err := checkLayout(frame, dotu)
+	if err != nil {
+		return r, err
+	}
+	if r.kind == proto.Twrite { // go9p's parser has it copied, and takes no more than 65535 bytes
+		r.call = parseWrite(frame, r.tag)
+		return r, nil
+	}
+	if r.kind == proto.Twstat {
+		tail, err = checkEntry(frame[headerSize+4+2:], dotu)
+		if err != nil {
+			return r, err
+		}
+	}
+	if len(tail) > 0 {
+		r.parseTail(tail)
+	}
+	if r.call, err = proto.ParseCall(bytes.NewReader(frame)); err != nil {
+		return r, ctl.Errorf(syscall.EMSGSIZE, "message of type %d: %v", r.kind, err)
+	}
+	return r, nil
+}
+
+// checkLayout gives what 9P2000.u has behind the message.
+func checkLayout(frame []byte, dotu bool) (tail []byte, err error) {
+	kind := frame[4]
+	l := layouts[kind]
+	if l.plain == "" {
+		return nil, ctl.Errorf(syscall.ENOSYS, "message of type %d: it is none of a client's in 9P2000", kind)
+	}
+	tail, ok := l.fits(frame[headerSize:], dotu)
+	if !ok {
+		return nil, ctl.Errorf(syscall.EINVAL, "message of type %d: its fields and its %d bytes do not fit", kind, len(frame))
+	}
+	return tail, nil
+}
+
+// checkEntry is checkLayout for the entry of a Twstat.
+func checkEntry(entry []byte, dotu bool) (tail []byte, err error) {
+	tail, ok := entryLayout.fits(entry, dotu)
+	if !ok || int(binary.LittleEndian.Uint16(entry)) != len(entry)-2 {
+		return nil, ctl.Errorf(syscall.EINVAL, "wstat: the entry's fields and its %d bytes do not fit", len(entry))
+	}
+	return tail, nil
+}
+
+// parseTail reads the fields of 9P2000.u that matter here. A Tcreate's
+// extension is for files that no tree here makes.
+func (r *request) parseTail(tail []byte) {
+	switch r.kind {
+	case proto.Tattach:
+		r.uname = binary.LittleEndian.Uint32(tail)
+	case proto.Twstat:
+		ids, _ := skip(tail, "s")
+		r.uid, r.gid = binary.LittleEndian.Uint32(ids), binary.LittleEndian.Uint32(ids[4:])
+	}
+}
+
+func parseWrite(frame []byte, tag uint16) *proto.TWrite {
+	p := frame[headerSize:]
+	return &proto.TWrite{
+		Header: proto.Header{Type: proto.Twrite, Tag: tag},
+		Fid:    binary.LittleEndian.Uint32(p),
+		Offset: binary.LittleEndian.Uint64(p[4:]),
+		Count:  binary.LittleEndian.Uint32(p[12:]),
+		Data:   p[16:],
+	}
+}
+
+// The answers. Those that go9p cannot compose are Rread, whose data it would
+// copy, and what has fields of 9P2000.u.
+
+func header(kind uint8, tag uint16) proto.Header { return proto.Header{Type: kind, Tag: tag} }
+
+// answerTo is the type of the answer to a message.
+func answerTo(kind uint8) uint8 { return kind + 1 }
+
+// composeError says err in a text that Linux knows, with its number in 9P2000.u.
+func composeError(tag uint16, err error, dotu bool) []byte {
+	errno := ctl.Errno(err)
+	p := (&proto.RError{Header: header(proto.Rerror, tag), Ename: ename(errno)}).Compose()
+	if dotu {
+		p = binary.LittleEndian.AppendUint32(p, uint32(errno))
+		sized(p)
+	}
+	return p
+}
+
+// sized writes a message's length into it.
+func sized(p []byte) []byte {
+	binary.LittleEndian.PutUint32(p, uint32(len(p)))
+	return p
+}
+
+const readHeader = headerSize + 4 // of an Rread, before its data
+
+// composeRead completes an Rread whose n bytes of data are behind its header.
+func composeRead(p []byte, tag uint16, n int) []byte {
+	p = p[:readHeader+n]
+	p[4] = proto.Rread
+	binary.LittleEndian.PutUint16(p[5:], tag)
+	binary.LittleEndian.PutUint32(p[7:], uint32(n))
+	return sized(p)
+}
+
+func composeStat(tag uint16, entry []byte) []byte {
+	p := make([]byte, headerSize, headerSize+2+len(entry))
+	p[4] = proto.Rstat
+	binary.LittleEndian.PutUint16(p[5:], tag)
+	p = binary.LittleEndian.AppendUint16(p, uint16(len(entry)))
+	return sized(append(p, entry...))
+}
+
+// appendEntry adds a directory entry to p. ids are those of 9P2000.u, if it
+// is spoken.
+func appendEntry(p []byte, st *proto.Stat, ids *[2]uint32) []byte {
+	at := len(p)
+	p = append(p, st.Compose()...)
+	if ids != nil {
+		p = append(p, 0, 0) // no extension
+		p = binary.LittleEndian.AppendUint32(p, ids[0])
+		p = binary.LittleEndian.AppendUint32(p, ids[1])
+		p = binary.LittleEndian.AppendUint32(p, noID) // nobody knows who wrote last
+		binary.LittleEndian.PutUint16(p[at:], uint16(len(p)-at-2))
+	}
+	return p
+}
