@@ -20,7 +20,7 @@ import (
 
 const version = "0.1"
 
-const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]...
+const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]... [-network CIDR]...
        vmfs console [-m DIR] NAME
        vmfs version
 `

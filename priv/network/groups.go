@@ -84,7 +84,7 @@ func (n *Network) joinGroups(l ctl.Link, r *record, groups []string) error {
 	if err := n.save(l, r); err != nil {
 		return err
 	}
-	c := &nftables.Conn{}
+	c := talkTables()
 	for _, f := range families {
 		for _, g := range add {
 			if err := n.member(c, f, g, r.ifname); err != nil {
@@ -137,7 +137,7 @@ func (n *Network) leaveGroups(l ctl.Link, r *record, groups []string) error {
 		return nil
 	}
 	groups = slices.Clone(groups)
-	c := &nftables.Conn{}
+	c := talkTables()
 	for _, f := range families {
 		for _, g := range groups {
 			if n.namesake(l, r.ifname, g) {

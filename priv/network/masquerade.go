@@ -41,7 +41,7 @@ func (n *Network) Masquerade(sw ctl.Link, from []netip.Prefix) error {
 // at once.
 func (n *Network) replaceRules(sw ctl.Link, bridge string, from []netip.Prefix) error {
 	const f = nftables.TableFamilyINet
-	c := &nftables.Conn{}
+	c := talkTables()
 	t, err := n.haveTable(c, f)
 	if err != nil {
 		return err
@@ -152,7 +152,7 @@ func (n *Network) sweepRules() error {
 
 // deleteRules removes rules by the switches that they are for.
 func (n *Network) deleteRules(of func(ctl.Link) bool) error {
-	c := &nftables.Conn{}
+	c := talkTables()
 	rules, _, err := n.rules(c)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	mdlayher "github.com/mdlayher/netlink"
@@ -99,6 +100,16 @@ func (n *Network) willMake(lines ...string) error {
 	return n.writeLedger(l)
 }
 
+// talkTables begins a conversation with nftables: each transaction and each
+// listing gets a socket of its own, on which it ends, or fails in time. The
+// library counts the kernel's answers, and would wait for ever for one that
+// does not come.
+func talkTables() *nftables.Conn {
+	limit := func(c *mdlayher.Conn) error { return c.SetDeadline(time.Now().Add(answerTime)) }
+	c, _ := nftables.New(nftables.WithSockOptions(limit)) // fails only where it dials
+	return c
+}
+
 // families of the tables.
 var families = []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge}
 
@@ -142,7 +153,7 @@ func (n *Network) sweepTables() error {
 	if err := n.sweepRules(); err != nil {
 		return err
 	}
-	c := &nftables.Conn{}
+	c := talkTables()
 	var left ledger
 	for _, kind := range []string{"chain", "set", "table"} {
 		for _, line := range n.ledger {
@@ -214,6 +225,9 @@ func deleteEmpty(message uint16, f nftables.TableFamily, attrs ...mdlayher.Attri
 		return err
 	}
 	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(answerTime)); err != nil {
+		return err
+	}
 	data, err := mdlayher.MarshalAttributes(attrs)
 	if err != nil {
 		return err

@@ -139,7 +139,7 @@ func dropping(four, six, bridge bool) ([]string, error) {
 		nftables.TableFamilyIPv4: four, nftables.TableFamilyIPv6: six,
 		nftables.TableFamilyINet: four || six, nftables.TableFamilyBridge: bridge,
 	}
-	c := &nftables.Conn{}
+	c := talkTables()
 	chains, err := c.ListChains()
 	if err != nil {
 		return nil, tablesError(err)
