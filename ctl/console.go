@@ -222,8 +222,7 @@ func keptLog(path string) (int64, time.Time) {
 }
 
 // keepConsole puts what a launch printed behind what is kept of former ones,
-// and closes its console. The record of the end, which follows, syncs the
-// directory.
+// and closes its console.
 func (vm *VM) keepConsole(l *launch) {
 	vm.mu.Lock()
 	c := l.console
@@ -250,12 +249,21 @@ func (vm *VM) saveLog(l *launch) error {
 		os.Remove(tmp)
 		return err
 	}
+	if err := vm.putLog(l, tmp, int64(n)); err != nil {
+		return err
+	}
+	return syncDir(vm.dir())
+}
+
+// putLog makes tmp what is kept, so that readers see what the launch printed
+// in one place at any time.
+func (vm *VM) putLog(l *launch, tmp string, size int64) error {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	if err := os.Rename(tmp, vm.consolePath()); err != nil {
 		return err
 	}
-	vm.kept, l.logged = int64(n), true
+	vm.kept, l.logged = size, true
 	return nil
 }
 

@@ -24,6 +24,11 @@ type crashFS struct {
 	dir   string // where it is mounted
 	last  uint64 // inode
 	calls []call
+
+	// fails, if it is set, is asked of each write, truncate and sync
+	// whether it fails. Such a write has written half, and what fails to
+	// be synced may be on the disk all the same.
+	fails func(op, path string) syscall.Errno
 }
 
 // call is one system call that changed something, or that made it last. Of
@@ -62,6 +67,23 @@ func (c *crashFS) note(k call) {
 	defer c.mu.Unlock()
 	k.at = time.Now()
 	c.calls = append(c.calls, k)
+}
+
+// failing says how a call fails.
+func (n *crashNode) failing(op string) syscall.Errno {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if n.c.fails == nil {
+		return 0
+	}
+	return n.c.fails(op, n.Path(nil))
+}
+
+// fail says which calls fail from now on.
+func (c *crashFS) fail(f func(op, path string) syscall.Errno) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fails = f
 }
 
 // count is how many calls there were.
@@ -135,8 +157,12 @@ func (n *crashNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOu
 }
 
 func (n *crashNode) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	size, ok := in.GetSize()
+	if errno := n.failing("truncate"); ok && errno != 0 {
+		return errno
+	}
 	n.mu.Lock()
-	if size, ok := in.GetSize(); ok {
+	if ok {
 		n.data = sized(n.data, int(size))
 		n.c.note(call{op: "truncate", ino: n.ino, off: int(size)})
 	}
@@ -160,15 +186,22 @@ func (n *crashNode) Read(_ context.Context, _ fs.FileHandle, p []byte, off int64
 }
 
 func (n *crashNode) Write(_ context.Context, _ fs.FileHandle, p []byte, off int64) (uint32, syscall.Errno) {
+	errno := n.failing("write")
+	if errno != 0 {
+		p = p[:len(p)/2]
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.data = written(n.data, int(off), string(p))
 	n.mtime = time.Now()
 	n.c.note(call{op: "write", ino: n.ino, off: int(off), data: string(p)})
-	return uint32(len(p)), 0
+	return uint32(len(p)), errno
 }
 
 func (n *crashNode) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
+	if errno := n.failing("sync"); errno != 0 {
+		return errno
+	}
 	n.c.note(call{op: "sync", ino: n.ino})
 	return 0
 }
@@ -270,7 +303,7 @@ func lasting(calls []call) []bool {
 // disks are what a disk may hold after calls and a power cut. The first has
 // all that was done. The others have lost of what was not synced: all; all
 // data; all names; one change of names, or all but that; of one file all
-// data, or that of the first call, or of half of it; half of the last write.
+// data, or that of the first call; some sectors of the last write of a file.
 func disks(calls []call) []disk {
 	certain := lasting(calls)
 	list := []disk{
@@ -279,7 +312,7 @@ func disks(calls []call) []disk {
 		replay(calls, func(i int) bool { return certain[i] || calls[i].ofNames() }),
 		replay(calls, func(i int) bool { return certain[i] || !calls[i].ofNames() }),
 	}
-	files := map[uint64]bool{}
+	files, last := map[uint64]bool{}, map[uint64]int{}
 	for lost := range calls {
 		switch k := &calls[lost]; {
 		case certain[lost]:
@@ -291,20 +324,72 @@ func disks(calls []call) []disk {
 			files[k.ino] = true
 			list = append(list,
 				replay(calls, func(i int) bool { return i != lost }),
-				replay(calls, func(i int) bool { return i < lost || calls[i].ino != k.ino || calls[i].ofNames() }),
-				half(calls, lost))
+				replay(calls, func(i int) bool { return i < lost || calls[i].ino != k.ino || calls[i].ofNames() }))
+		}
+		if calls[lost].op == "write" && !certain[lost] {
+			last[calls[lost].ino] = lost
 		}
 	}
-	return append(list, half(calls, len(calls)-1))
+	for _, cut := range last {
+		list = append(list, torn(calls, cut)...)
+	}
+	return list
 }
 
-// half is all but the second half of one call's data.
-func half(calls []call, cut int) disk {
-	calls = slices.Clone(calls)
-	if k := &calls[cut]; k.op == "write" {
-		k.data = k.data[:len(k.data)/2]
+const sectorSize = 512
+
+// torn are the disks that have of one write some of the sectors that it
+// changed: every mixture of the first four and all the others.
+func torn(calls []call, cut int) (list []disk) {
+	k := calls[cut]
+	before := []byte(nil)
+	if f := replay(calls[:cut], func(int) bool { return true })[k.ino]; f != nil {
+		before = f.data
 	}
-	return replay(calls, func(int) bool { return true })
+	changed := k.changed(before)
+	most := min(len(changed), 5) // the last stands for the rest
+	calls = slices.Clone(calls)
+	for set := range 1 << most {
+		calls[cut].data = k.mixed(before, func(sector int) bool {
+			i := min(slices.Index(changed, sector), most-1)
+			return i >= 0 && set>>i&1 != 0
+		})
+		list = append(list, replay(calls, func(int) bool { return true }))
+	}
+	return list
+}
+
+// changed are the sectors of a file that a write makes unlike before.
+func (k *call) changed(before []byte) (sectors []int) {
+	after := written(slices.Clone(before), k.off, k.data)
+	for s := k.off / sectorSize; s*sectorSize < k.off+len(k.data); s++ {
+		from := s * sectorSize
+		if string(sector(before, from)) != string(sector(after, from)) {
+			sectors = append(sectors, s)
+		}
+	}
+	return sectors
+}
+
+func sector(b []byte, from int) []byte {
+	return b[min(from, len(b)):min(from+sectorSize, len(b))]
+}
+
+// mixed is what a write wrote if only some sectors got to the disk. Behind
+// the old end of the file, those before another that did are zeros.
+func (k *call) mixed(before []byte, reached func(sector int) bool) string {
+	data, end := []byte(k.data), 0
+	for i := range data {
+		switch at := k.off + i; {
+		case reached(at / sectorSize):
+			end = i + 1
+		case at < len(before):
+			data[i], end = before[at], i+1
+		default:
+			data[i] = 0
+		}
+	}
+	return string(data[:end])
 }
 
 func replay(calls []call, reached func(i int) bool) disk {

@@ -3,6 +3,7 @@ package ctl_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -238,17 +239,16 @@ func TestUnknownLinesAreKeptAndRefuseTheStart(t *testing.T) {
 	m := open(t, dir, host)
 	_, err := m.Create(root, "web", 0o755, 0)
 	ok(t, err)
-	path := filepath.Join(dir, "vm", "web", "definition")
-	text, err := os.ReadFile(path)
-	ok(t, err)
-	ok(t, os.WriteFile(path, append(text, "hologram yes\n"...), 0o600))
+	path := filepath.Join(dir, "vm", "web")
+	text := m.VM("web").Saved() + "hologram yes\n"
+	ok(t, os.WriteFile(filepath.Join(path, "definition.1"), []byte(ctl.SlotText(text, 2)), 0o600))
 	vm := open(t, dir, host).VM("web")
 	refused(t, vm.Do(ctx, root, "start", ""), syscall.EINVAL, "hologram")
 	if !strings.Contains(vm.Check(ctx), "hologram") {
 		t.Errorf("check: %s", vm.Check(ctx))
 	}
 	ok(t, vm.Set(root, "cpus", "2"))
-	if text, _ := os.ReadFile(path); !strings.Contains(string(text), "\nhologram yes\n") {
+	if text, _ := os.ReadFile(filepath.Join(path, "definition.0")); !strings.Contains(string(text), "\nhologram yes\n") {
 		t.Errorf("the line is gone:\n%s", text)
 	}
 	ok(t, os.WriteFile(filepath.Join(dir, "vmfs"), []byte("format 2\n"), 0o600))
@@ -258,15 +258,28 @@ func TestUnknownLinesAreKeptAndRefuseTheStart(t *testing.T) {
 }
 
 func TestABrokenDefinitionKeepsItsName(t *testing.T) {
-	dir := t.TempDir()
-	ok(t, os.MkdirAll(filepath.Join(dir, "vm", "web"), 0o700))
-	ok(t, os.WriteFile(filepath.Join(dir, "vm", "web", "definition"), []byte("id x\n"), 0o600))
-	m := open(t, dir, ctltest.NewHost())
-	if m.VM("web") != nil || len(m.VMs()) != 0 {
-		t.Error("it is served")
+	for _, c := range []struct{ name, slot, text, want string }{
+		{"none", "console", "login: ", "neither definition.0 nor definition.1 is whole"},
+		{"empty", "definition.0", "", "neither definition.0 nor definition.1 is whole"},
+		{"spoilt", "definition.1", "id 1\nserial 1\n", "neither definition.0 nor definition.1 is whole"},
+		{"senseless", "definition.1", ctl.SlotText("id x\n", 1), "line 1: id:"},
+		{"unreadable", "definition.0/x", "", "definition.0: is a directory"},
+	} {
+		dir, said := t.TempDir(), ""
+		path := filepath.Join(dir, "vm", c.name, c.slot)
+		ok(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		ok(t, os.WriteFile(path, []byte(c.text), 0o600))
+		m, err := ctl.Open(ctx, ctl.Options{State: dir, Host: ctltest.NewHost(), Log: func(format string, args ...any) {
+			said += fmt.Sprintf(format, args...)
+		}})
+		ok(t, err)
+		defer m.Drop()
+		if m.VM(c.name) != nil || len(m.VMs()) != 0 || !strings.Contains(said, c.want) || !strings.HasPrefix(said, "vm "+c.name+": ") {
+			t.Errorf("%s: %v served; said %q, want %q", c.name, m.VMs(), said, c.want)
+		}
+		_, err = m.Create(root, c.name, 0o755, 0)
+		refused(t, err, syscall.EEXIST, "taken")
 	}
-	_, err := m.Create(root, "web", 0o755, 0)
-	refused(t, err, syscall.EEXIST, "taken")
 }
 
 func TestLife(t *testing.T) {

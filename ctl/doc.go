@@ -11,16 +11,16 @@
 // It cannot open a file for a user, start a process or look at a guest's
 // memory. It writes below one directory, STATE:
 //
-//	vmfs                   format, the serial numbers that are used, the policy of files of no object
-//	events                 the last events, a line each
-//	vm/NAME/definition     all that is known of a machine, replaced as a whole
-//	vm/NAME/console        the end of the console of its former launches
-//	vm/NAME/efivars.HASH   what a UEFI firmware keeps, written by the guest
-//	switch/NAME/definition the same of a switch, with the leases of its NICs
-//	removed/               machines and switches that were removed, for 30 days
+//	vmfs                      format, the serial numbers that are used, the policy of files of no object
+//	events                    the last events, a line each
+//	vm/NAME/definition.N      all that is known of a machine, replaced as a whole: 0 and 1 in turn
+//	vm/NAME/console           the end of the console of its former launches
+//	vm/NAME/efivars.HASH      what a UEFI firmware keeps, written by the guest
+//	switch/NAME/definition.N  the same of a switch, with the leases of its NICs
+//	removed/                  machines and switches that were removed, for 30 days
 //
-// One file holds an object's attributes, their setters' uids and its mode
-// bits, so that one rename changes all of them or none.
+// One text holds an object's attributes, their setters' uids and its mode
+// bits, so that one write changes all of them or none.
 //
 // Of locks, a machine's edit comes before a switch's, and both before all
 // others. What the kernel has of a switch is changed with its edit held; of

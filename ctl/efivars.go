@@ -85,5 +85,5 @@ func makeVars(dir, name string, template *os.File) error {
 			}
 		}
 	}
-	return nil
+	return saveError("firmware", syncDir(dir))
 }

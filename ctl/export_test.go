@@ -9,3 +9,9 @@ func (m *Manager) Drop() {
 	defer m.log.mu.Unlock()
 	m.log.file.Close()
 }
+
+// The form of a definition in STATE.
+var (
+	ParseSlot = parseSlot
+	SlotText  = slotText
+)

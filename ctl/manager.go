@@ -32,8 +32,6 @@ type Manager struct {
 	refused  refusals
 	onChange atomic.Pointer[func(Change)]
 
-	late lateSync
-
 	making sync.Mutex // one of mkdir, rmdir, mv and chmod of a file of no object at a time
 	root   rootState
 	used   uint64 // serial numbers given out
@@ -111,7 +109,6 @@ func (m *Manager) Exited(id uint32, how string) { m.died.Store(id, how) }
 // Close waits until what was done is written. Guests run on; the caller ends
 // the process.
 func (m *Manager) Close() {
-	m.late.sync()
 	m.behind.Lock()
 	defer m.behind.Unlock()
 }
@@ -142,25 +139,19 @@ func (m *Manager) load() error {
 	return nil
 }
 
-// makeDirs makes the directories below STATE that are not there.
+// makeDirs makes the directories below STATE that are not there. What a daemon
+// that was killed did in them is certain from here on.
 func (m *Manager) makeDirs() error {
-	made := false
 	dirs := []string{m.removedDir()}
 	for _, s := range m.kinds {
 		dirs = append(dirs, s.dir())
 	}
 	for _, dir := range dirs {
-		switch err := os.Mkdir(dir, 0o700); {
-		case err == nil:
-			made = true
-		case !os.IsExist(err):
+		if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
 			return err
 		}
 	}
-	if !made {
-		return nil
-	}
-	return syncDir(m.State)
+	return syncDir(append(dirs, m.State)...)
 }
 
 // Find finds an object in a directory of objects.

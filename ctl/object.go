@@ -42,7 +42,6 @@ type Object interface {
 	Mtime(file string) time.Time
 	EventsText() string
 	OpenEvents() *EventReader
-	Sync() error
 
 	base() *object
 	// settle completes a changed definition, before it is looked at further.
@@ -75,9 +74,9 @@ type object struct {
 	name atomic.Pointer[string]
 	left atomic.Bool // it was removed
 
-	edit     sync.Mutex                 // one change of the definition at a time; before any other lock
-	def      atomic.Pointer[definition] // read without a lock, never changed in place
-	unsynced bool                       // under edit: the file is def, but a power cut may bring the former back
+	edit  sync.Mutex                 // one change of the definition at a time; before any other lock
+	def   atomic.Pointer[definition] // read without a lock, never changed in place
+	slots slots                      // under edit: where def is kept
 }
 
 func (o *object) init(m *Manager, in shelved, self Object, name string, d *definition) {
@@ -113,20 +112,15 @@ func (o *object) notify(w What) { o.m.changed(Change{o.self, o.Name(), w}) }
 func (o *object) failed(err error) { o.m.failed("%s %s: %v", o.kind.dir, o.Name(), err) }
 
 // update changes the definition: f changes a clone, which is saved and takes
-// the place of the old one if f says that it did. With an error and changed,
-// it is changed, but a power cut may undo that.
+// the place of the old one if f says that it did. With an error nothing
+// changed.
 func (o *object) update(f func(d *definition) (changed bool, err error)) (bool, error) {
 	o.edit.Lock()
 	defer o.edit.Unlock()
-	changed, err := o.rewrite(f)
-	if changed {
-		err = o.sync()
-	}
-	return changed, err
+	return o.rewrite(f)
 }
 
-// rewrite is update but for the sync of the directory, which it leaves to be
-// done. Called with edit held.
+// rewrite is update with edit held.
 func (o *object) rewrite(f func(d *definition) (changed bool, err error)) (bool, error) {
 	if o.Removed() {
 		return false, o.gone()
@@ -136,28 +130,11 @@ func (o *object) rewrite(f func(d *definition) (changed bool, err error)) (bool,
 	if err != nil || !changed {
 		return false, err
 	}
-	if err := replaceFile(o.dir(), "definition", d.text()); err != nil {
+	if err := o.slots.write(o.dir(), d.text()); err != nil {
 		return false, saveError(o.Name(), err)
 	}
 	o.def.Store(d)
-	o.unsynced = true
 	return true, nil
-}
-
-// sync makes what rewrite did outlast a power cut. Called with edit held.
-func (o *object) sync() error {
-	if !o.unsynced || o.Removed() {
-		return nil
-	}
-	o.unsynced = false
-	return saveError(o.Name(), syncDir(o.dir()))
-}
-
-// Sync returns when all changes so far will outlast a power cut.
-func (o *object) Sync() error {
-	o.edit.Lock()
-	defer o.edit.Unlock()
-	return o.sync()
 }
 
 // configure is update by a user: a new edition, an event, and what the change
@@ -175,7 +152,6 @@ func (o *object) configure(by Cred, file string, f func(d *definition, now time.
 func (o *object) configured(by Cred, f func(d *definition, now time.Time) (bool, error)) (bool, error) {
 	o.edit.Lock()
 	defer o.edit.Unlock()
-	listed := o.unsynced
 	var undo func()
 	changed, err := o.rewrite(func(d *definition) (bool, error) {
 		now, was := time.Now(), o.def.Load()
@@ -193,9 +169,6 @@ func (o *object) configured(by Cred, f func(d *definition, now time.Time) (bool,
 	})
 	if err != nil && undo != nil {
 		undo()
-	}
-	if changed && !listed {
-		o.m.late.add(o)
 	}
 	return changed, err
 }

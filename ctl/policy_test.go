@@ -184,7 +184,7 @@ func TestRemovedIsKept(t *testing.T) {
 		ok(t, m.Remove(root, vm))
 		kept := func() string {
 			open(t, dir, host)
-			found, _ := filepath.Glob(dir + "/removed/web.*/definition")
+			found, _ := filepath.Glob(dir + "/removed/web.*/definition.1")
 			if len(found) == 0 {
 				return ""
 			}

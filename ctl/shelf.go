@@ -69,18 +69,23 @@ func (s *shelf[T]) loadOne(name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(filepath.Join(s.dir(), name, "definition"))
+	text, slots, err := readSlots(filepath.Join(s.dir(), name))
 	if err != nil {
 		return err
 	}
-	d, err := parseDefinition(s.kind, string(text))
+	d, err := parseDefinition(s.kind, text)
 	if err != nil {
 		return err
 	}
 	if other, taken := s.byID[d.id]; taken {
 		return fmt.Errorf("id %d is %s's", d.id, other.Name())
 	}
+	if slots.spoilt {
+		s.m.failed("%s %s: %s is not whole: a change was cut short, or somebody else wrote it; %s is served",
+			s.kind.dir, name, slotNames[1-slots.at], slotNames[slots.at])
+	}
 	o := s.wrap(s, name, d)
+	o.base().slots = slots
 	s.byName[name], s.byID[d.id] = o, o
 	s.m.used = max(s.m.used, d.serial+1)
 	return nil
@@ -153,10 +158,12 @@ func (s *shelf[T]) make(by Cred, name string, mode, gid uint32) (o T, err error)
 	}
 	d := newDefinition(s.kind, s.freeID(), serial, time.Now())
 	d.nodes[""] = node{int64(mode & 0o1777), int64(by.UID), int64(gid)}
-	if err := s.store(name, d); err != nil {
+	slots, err := s.store(name, d)
+	if err != nil {
 		return o, saveError("mkdir "+name, err)
 	}
 	o = s.wrap(s, name, d)
+	o.base().slots = slots
 	s.mu.Lock()
 	s.byName[name], s.byID[d.id], s.sorted = o, o, nil
 	s.mu.Unlock()
@@ -173,14 +180,11 @@ func (s *shelf[T]) taken(name string) bool {
 }
 
 // store makes STATE/KIND/NAME, whole or not at all.
-func (s *shelf[T]) store(name string, d *definition) error {
+func (s *shelf[T]) store(name string, d *definition) (kept slots, err error) {
 	tmp, dir := filepath.Join(s.dir(), ".new-"+name), filepath.Join(s.dir(), name)
-	err := os.Mkdir(tmp, 0o700)
+	err = os.Mkdir(tmp, 0o700)
 	if err == nil {
-		err = writeFile(filepath.Join(tmp, "definition"), d.text())
-	}
-	if err == nil {
-		err = syncDir(tmp)
+		kept, err = newSlots(tmp, d.text())
 	}
 	if err == nil {
 		err = os.Rename(tmp, dir)
@@ -192,7 +196,7 @@ func (s *shelf[T]) store(name string, d *definition) error {
 		os.RemoveAll(tmp)
 		os.RemoveAll(dir) // the name was free
 	}
-	return err
+	return kept, err
 }
 
 // freeID is the lowest id that nothing has. Called with making held.

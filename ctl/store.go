@@ -6,27 +6,19 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
-	"time"
 )
 
 // format is the version of the form of STATE. A newer one is refused, not
 // guessed at.
 const format = 1
 
-// What a power cut leaves of STATE. A file is written beside the one that it
-// replaces, synced, and takes its place by a rename: after a power cut there
-// is the old text or the new one, whole. Which of the two is certain from the
-// sync of the directory on. That costs several times what the rest does, so
-// only some changes wait for it: those of names, of rights, and of a launch
-// before its guest runs. A change of a definition is answered before, and is
-// certain within syncAfter, or when somebody calls fsync(2) on a file of the
-// machine. What a cut leaves half done has a name that is not looked at, and
-// goes at the next start of the daemon or is written over.
-
-// syncAfter is how long a changed definition may be in memory only.
-const syncAfter = time.Second
+// What a power cut leaves of STATE. A change is certain when it is answered:
+// it was synced, and so was the directory if a name changed. Before that there
+// is the old text or the new one, whole: a definition is written beside the
+// one that holds (slots.go), and any other file beside the one that it
+// replaces, whose place it takes by a rename. What a cut leaves half done is
+// not looked at, and goes at the next start of the daemon or is written over.
 
 // replaceFile puts text in the place of dir/name.
 func replaceFile(dir, name, text string) error {
@@ -71,35 +63,6 @@ func syncDir(dirs ...string) error {
 		}
 	}
 	return nil
-}
-
-// lateSync has the objects whose directories have to be synced yet.
-type lateSync struct {
-	mu      sync.Mutex
-	objects []*object
-}
-
-// add sees to it that o is synced within syncAfter.
-func (l *lateSync) add(o *object) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.objects == nil {
-		time.AfterFunc(syncAfter, l.sync)
-	}
-	l.objects = append(l.objects, o)
-}
-
-// sync does it now.
-func (l *lateSync) sync() {
-	l.mu.Lock()
-	objects := l.objects
-	l.objects = nil
-	l.mu.Unlock()
-	for _, o := range objects {
-		if err := o.Sync(); err != nil {
-			o.m.failed("%v", err)
-		}
-	}
 }
 
 // saveError turns a failure to write STATE into what a user is told.

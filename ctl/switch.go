@@ -346,11 +346,7 @@ func (sw *Switch) attach(ctx context.Context, p port) error {
 
 // allot gives a NIC a lease, if the switch leases.
 func (sw *Switch) allot(p port) error {
-	listed := sw.unsynced
-	changed, err := sw.rewrite(func(d *definition) (bool, error) { return d.allot(p, time.Now()) })
-	if changed && !listed {
-		sw.m.late.add(&sw.object)
-	}
+	_, err := sw.rewrite(func(d *definition) (bool, error) { return d.allot(p, time.Now()) })
 	return err
 }
 
@@ -520,14 +516,10 @@ func (sw *Switch) tidied() {
 	if !slices.ContainsFunc(sw.def.Load().leases, stale) {
 		return
 	}
-	listed := sw.unsynced
-	changed, err := sw.rewrite(func(d *definition) (bool, error) {
+	_, err := sw.rewrite(func(d *definition) (bool, error) {
 		d.leases = slices.DeleteFunc(d.leases, stale)
 		return true, nil
 	})
-	if changed && !listed {
-		sw.m.late.add(&sw.object)
-	}
 	if err != nil {
 		sw.failed(err)
 	}
