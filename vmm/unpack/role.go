@@ -1,0 +1,168 @@
+package unpack
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vmfs/ctl"
+	"vmfs/priv/confine"
+	"vmfs/priv/wire"
+)
+
+// Main is the main of the role; its socket is descriptor 3, its arguments are
+// UID LIMIT: who it becomes, and how many bytes it may make. It returns the
+// exit status.
+//
+// Its parent says
+//
+//	unpack
+//
+// with the file beside it, open for reading, and is answered "ok SIZE" with a
+// memory file that nobody can change any more, or "error ERRNO reason". A
+// parent that waits for it does so with a deadline: the file may be on a file
+// system that never answers.
+func Main(args []string, role confine.Role) int {
+	conn, err := wire.NewConn(os.NewFile(3, "parent"))
+	if err != nil {
+		return 1
+	}
+	defer conn.Close()
+	out, size, err := serve(conn, args, role)
+	if err != nil {
+		conn.Send(nil, "error", unix.ErrnoName(ctl.Errno(err)), clip(err.Error()))
+		return 1
+	}
+	defer out.Close()
+	if err := conn.Send([]*os.File{out}, "ok", strconv.FormatInt(size, 10)); err != nil {
+		return 1
+	}
+	return 0
+}
+
+// clip keeps a reason within what a message carries.
+func clip(s string) string { return s[:min(len(s), 4096)] }
+
+func serve(conn *wire.Conn, args []string, role confine.Role) (*os.File, int64, error) {
+	uid, limit, err := parseArgs(args)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := drop(uid, limit, role); err != nil {
+		return nil, 0, err
+	}
+	m, err := conn.Recv()
+	if err != nil {
+		return nil, 0, err
+	}
+	defer m.Close()
+	if len(m.Fields) != 1 || m.Fields[0] != "unpack" || len(m.Files) != 1 {
+		return nil, 0, ctl.Errorf(syscall.EINVAL, "unpack: not a request")
+	}
+	return unpackFile(m.Files[0], limit)
+}
+
+func parseArgs(args []string) (uid uint32, limit int64, err error) {
+	if len(args) != 2 {
+		return 0, 0, fmt.Errorf("unpack: %d arguments, not UID LIMIT", len(args))
+	}
+	id, err := strconv.ParseUint(args[0], 10, 32)
+	if err != nil || id == 0 || id == 1<<32-1 {
+		return 0, 0, fmt.Errorf("unpack: %q: not an id", args[0])
+	}
+	limit, err = strconv.ParseInt(args[1], 10, 64)
+	if err != nil || limit < 1 || limit > 1<<32 {
+		return 0, 0, fmt.Errorf("unpack: %q: not a limit", args[1])
+	}
+	return uint32(id), limit, nil
+}
+
+// bounds are the process's limits.
+func bounds(limit uint64) []bound {
+	return []bound{
+		{unix.RLIMIT_CORE, 0, "nobody is to read a crash"},
+		{unix.RLIMIT_CPU, 60, "seconds; the slowest format takes two"},
+		{unix.RLIMIT_DATA, 2*limit + 192<<20, "zstd has the file and what comes out in memory; the runtime takes 64 MiB at a time"},
+		{unix.RLIMIT_FSIZE, limit, "the memory file, a second time"},
+		{unix.RLIMIT_NOFILE, 16, "the socket, two files, the runtime's"},
+	}
+}
+
+type bound struct {
+	what  int
+	limit uint64
+	why   string
+}
+
+// drop gives up all but what role says, with no path at all.
+func drop(uid uint32, limit int64, role confine.Role) error {
+	for _, b := range bounds(uint64(limit)) {
+		var have unix.Rlimit
+		if err := unix.Getrlimit(b.what, &have); err != nil {
+			return fmt.Errorf("unpack: limit %d: %w", b.what, err)
+		}
+		n := min(b.limit, have.Max)
+		if err := unix.Setrlimit(b.what, &unix.Rlimit{Cur: n, Max: n}); err != nil {
+			return fmt.Errorf("unpack: limit %d: %w", b.what, err)
+		}
+	}
+	if err := confine.NoNewPrivs(); err != nil {
+		return err
+	}
+	if err := confine.Keep(role.Capabilities); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		if err := confine.Become(uid, uid, nil); err != nil {
+			return err
+		}
+	}
+	if err := confine.Landlock(nil); err != nil {
+		return err
+	}
+	return confine.Seccomp(role)
+}
+
+// unpackFile makes the sealed memory file of a bzImage. The caller closes it.
+func unpackFile(kernel *os.File, limit int64) (*os.File, int64, error) {
+	size, err := fileSize(kernel)
+	if err != nil {
+		return nil, 0, err
+	}
+	fd, err := unix.MemfdCreate("kernel", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, 0, fmt.Errorf("unpack: memfd: %w", err)
+	}
+	out := os.NewFile(uintptr(fd), "kernel")
+	// Its own methods are hidden, so that nothing but write(2) is called.
+	n, err := Unpack(kernel, size, struct{ io.Writer }{out}, limit)
+	if err == nil {
+		const all = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, all)
+	}
+	if err != nil {
+		out.Close()
+		return nil, 0, err
+	}
+	return out, n, nil
+}
+
+// fileSize refuses what is not a regular file open for reading.
+func fileSize(f *os.File) (int64, error) {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return 0, fmt.Errorf("unpack: %w", err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return 0, ctl.Errorf(ctl.Errno(err), "kernel: %v", err)
+	}
+	if !st.Mode().IsRegular() || flags&unix.O_ACCMODE == unix.O_WRONLY || flags&unix.O_PATH != 0 {
+		return 0, ctl.Errorf(syscall.EINVAL, "kernel: not a regular file that is open for reading")
+	}
+	return st.Size(), nil
+}
