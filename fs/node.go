@@ -28,7 +28,8 @@ const MaxWrite = 64 << 10
 // the object, not for its name: a machine that is renamed keeps its Nodes.
 // Methods may be called from any goroutine. What is refused is a *ctl.Error;
 // an interrupted call returns the error of its ctx and has done nothing.
-// The node of something that was removed answers ENOENT.
+// The node of something that was removed answers ENOENT. What was changed is
+// certain to outlast a power cut when the call returns.
 type Node interface {
 	Attr(ctx context.Context) (Attr, error)
 
@@ -90,13 +91,6 @@ type File interface {
 	// done through the Handle, whoever does it. Whether by may is the
 	// door's to check.
 	Open(ctx context.Context, by ctl.Cred, f Flags) (Handle, error)
-}
-
-// Syncer is a Node whose changes so far can be made certain to outlast a power
-// cut, as fsync(2) does. It is the old or the new that is there without.
-type Syncer interface {
-	Node
-	Sync() error
 }
 
 // Grouper is a File of which it matters what other groups the one has who

@@ -189,14 +189,6 @@ func (n *node) SetAttr(_ context.Context, by ctl.Cred, c ctl.AccessChange) error
 	return n.refuse(by, n.setAccess(by, c))
 }
 
-// Sync makes a Node a Syncer.
-func (n *node) Sync() error {
-	if n.obj == nil {
-		return nil // those changes are certain when they are answered
-	}
-	return n.obj.Sync()
-}
-
 func (n *node) setAccess(by ctl.Cred, c ctl.AccessChange) error {
 	if err := n.gone(); err != nil {
 		return err

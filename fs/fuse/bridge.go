@@ -296,18 +296,11 @@ func (b *bridge) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 	}
 }
 
-func (b *bridge) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status      { return gofuse.OK }
-func (b *bridge) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status { return b.sync(in.NodeId) }
-func (b *bridge) FsyncDir(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
-	return b.sync(in.NodeId)
-}
-
-func (b *bridge) sync(id uint64) gofuse.Status {
-	if n, ok := b.inodes.get(id).(fs.Syncer); ok {
-		return status(n.Sync())
-	}
-	return gofuse.OK
-}
+// Flush, Fsync and FsyncDir have nothing left to do: a Node does all when it
+// is written to.
+func (b *bridge) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status    { return gofuse.OK }
+func (b *bridge) Fsync(<-chan struct{}, *gofuse.FsyncIn) gofuse.Status    { return gofuse.OK }
+func (b *bridge) FsyncDir(<-chan struct{}, *gofuse.FsyncIn) gofuse.Status { return gofuse.OK }
 
 // StatFs has nothing to count.
 func (b *bridge) StatFs(_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {

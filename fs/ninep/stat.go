@@ -120,7 +120,7 @@ type wish struct {
 }
 
 // wstat changes all that is asked for, or nothing. What says that nothing
-// should be asks for the changes so far to outlast a power cut.
+// should be asks for the changes so far to outlast a power cut, as they will.
 func (r *request) wstat(st *proto.Stat) error {
 	n := r.fid.at.node
 	attr, err := n.Attr(r.ctx)
@@ -132,9 +132,6 @@ func (r *request) wstat(st *proto.Stat) error {
 		return err
 	}
 	if w == (wish{}) {
-		if s, ok := n.(fs.Syncer); ok {
-			return s.Sync()
-		}
 		return nil
 	}
 	if err := r.mayWish(&w, &attr); err != nil {
