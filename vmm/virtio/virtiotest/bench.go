@@ -109,13 +109,17 @@ func (b *Bench) blkDevice(d *Driver, q *Queue, size int, write bool) []([]byte) 
 		q.Kick()
 	}
 	now, ahead := 0, false
+	used := 1
+	if !write {
+		used += size
+	}
 	b.Device = func() error {
 		if !ahead {
 			add(&batches[now])
 			ahead = true
 		}
 		add(&batches[1-now])
-		if err := q.takeBatch(); err != nil {
+		if err := q.takeBatch(used); err != nil {
 			return err
 		}
 		for i := range batches[now] {
