@@ -212,13 +212,3 @@ func (n *Network) dropUplink(sw ctl.Link, r *record) error {
 	r.uplink = uplink{}
 	return n.save(sw, r)
 }
-
-// ours reports whether an interface is the bridge of a switch.
-func (n *Network) ours(index int) bool {
-	for l, r := range n.links {
-		if l.Switch && r.index == index {
-			return true
-		}
-	}
-	return false
-}

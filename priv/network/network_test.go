@@ -442,7 +442,7 @@ func gone(t *testing.T, ifname string) {
 
 func TestRecordsRoundTrip(t *testing.T) {
 	for _, r := range []*record{
-		{ifname: "tap0", index: 3, made: true},
+		{ifname: "tap0", index: 3, made: true, port: 9},
 		{ifname: "switch1", made: true, mac: mac0, table: 10, groups: []string{"a", "b"}, addrs: prefixes("100.64.1.2/31")},
 		{ifname: "br0", index: 9, alias: "two words\n", up: true, number: 7, uplink: uplink{"eth1", 4, false}},
 		{ifname: "tap3", index: 9, flags: 4098},

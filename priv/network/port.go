@@ -27,6 +27,10 @@ func (n *Network) Attach(nic, sw ctl.Link, p ctl.Port) error {
 		case r.table != 0:
 			return ctl.Errorf(syscall.EBUSY, "%s is in the VRF of table %d; a link has one master", i.Name, r.table)
 		}
+		r.port = b.Index
+		if err := n.save(nic, r); err != nil {
+			return err
+		}
 		if err := n.kernel.setUp(i.Index, false); err != nil {
 			return fmt.Errorf("%s down: %w", i.Name, err)
 		}
@@ -95,16 +99,17 @@ func (k *kernel) setPort(index int, p ctl.Port) error {
 // Detach takes a NIC out of its switch: see ctl.Network.
 func (n *Network) Detach(nic ctl.Link) error {
 	return n.do("detach", nic, func() error {
-		_, i, err := n.at(nic)
+		r, i, err := n.at(nic)
 		if err != nil {
 			return err
 		}
-		return n.detach(i)
+		return n.detach(nic, r, i)
 	})
 }
 
-func (n *Network) detach(i *iface) error {
-	if i.MasterIndex == 0 || !n.ours(i.MasterIndex) {
+// detach takes an interface out of the bridge into which it was put here.
+func (n *Network) detach(nic ctl.Link, r *record, i *iface) error {
+	if i.MasterIndex == 0 || i.MasterIndex != r.port {
 		return nil
 	}
 	if err := n.kernel.setUp(i.Index, false); err != nil {
@@ -113,5 +118,6 @@ func (n *Network) detach(i *iface) error {
 	if err := n.kernel.setMaster(i.Index, 0); err != nil {
 		return fmt.Errorf("%s out of %s: %w", i.Name, n.kernel.nameOf(i.MasterIndex), err)
 	}
-	return nil
+	r.port = 0
+	return n.save(nic, r)
 }

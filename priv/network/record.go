@@ -41,6 +41,7 @@ type record struct {
 	flags  uint16 // of a tap, as TUNSETIFF takes them
 
 	// What was done to it, or is about to be.
+	port   int // index of the bridge into which it was put
 	uplink uplink
 	table  uint32         // of its VRF
 	groups []string       // sets that it is in
@@ -76,6 +77,9 @@ func (r *record) text() []byte {
 	}
 	if r.flags != 0 {
 		b = fmt.Appendf(b, "flags %d\n", r.flags)
+	}
+	if r.port != 0 {
+		b = fmt.Appendf(b, "port %d\n", r.port)
 	}
 	if r.uplink.ifname != "" {
 		b = fmt.Appendf(b, "uplink %s %d %s\n", r.uplink.ifname, r.uplink.index, yesNo(r.uplink.up))
@@ -132,6 +136,9 @@ func (r *record) parseLine(key, value string) (err error) {
 	case "flags":
 		n, err = strconv.ParseUint(value, 10, 16)
 		r.flags = uint16(n)
+	case "port":
+		n, err = strconv.ParseUint(value, 10, 31)
+		r.port = int(n)
 	case "uplink":
 		r.uplink, err = parseUplink(value)
 	case "table":

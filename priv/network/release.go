@@ -49,7 +49,7 @@ func (n *Network) putBack(l ctl.Link, r *record, i *iface) error {
 		errs = append(errs, n.leaveVRF(r, i))
 	}
 	if !l.Switch {
-		errs = append(errs, n.detach(i))
+		errs = append(errs, n.detach(l, r, i))
 		restoreTap(r)
 	}
 	if i.Alias != r.alias {
