@@ -39,11 +39,13 @@ func (t *Tree) changed(c ctl.Change) {
 }
 
 // changes translates. It names more than what changed: all files of the
-// object, and the few of none; not the directories, if it is contents.
+// object, and the few of none. If it is contents, a directory has nothing new
+// to show, but for those of parts, which come and go with a definition.
 func (t *Tree) changes(c ctl.Change) []Change {
 	changes := make([]Change, 0, 2*len(lines))
+	fixed := func(l *line) bool { return c.What == ctl.Contents && l.kind == directory }
 	for _, l := range lines {
-		if l.of == "" && (l.kind != directory || c.Obj == nil || c.What != ctl.Contents) {
+		if l.of == "" && (c.Obj == nil || !fixed(l)) {
 			changes = append(changes, Change{Ino: l.row})
 		}
 	}
@@ -53,7 +55,7 @@ func (t *Tree) changes(c ctl.Change) []Change {
 	serial, kind := c.Obj.Serial(), c.Obj.Kind()
 	for _, l := range lines {
 		switch {
-		case l.of == kind && l.part == "":
+		case l.of == kind && l.part == "" && (l.many != nil || !fixed(l)):
 			changes = append(changes, Change{Ino: l.ino(serial, 0, 0)})
 		case l.objects() == kind && c.What != ctl.Contents && c.What != ctl.Policy:
 			changes = append(changes, Change{Dir: l.row, Name: c.Name, Ino: l.many.ino(serial, 0, 0)})
