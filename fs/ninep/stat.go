@@ -122,8 +122,7 @@ type wish struct {
 // wstat changes all that is asked for, or nothing. What says that nothing
 // should be asks for the changes so far to outlast a power cut, as they will.
 func (r *request) wstat(st *proto.Stat) error {
-	n := r.fid.at.node
-	attr, err := n.Attr(r.ctx)
+	attr, err := r.fid.at.node.Attr(r.ctx)
 	if err != nil {
 		return err
 	}
