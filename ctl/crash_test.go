@@ -95,7 +95,24 @@ func TestPowerCuts(t *testing.T) {
 	})
 	c.step("kill", 1, func() { ok(t, web.Do(ctx, root, "kill", "")) })
 
-	c.step("mkdir of another", 2, func() { db = c.create("db") })
+	var lan *ctl.Switch
+	c.step("mkdir of a switch", 2, func() {
+		var err error
+		lan, err = c.m.CreateSwitch(alice, "lan", 0o755, alice.GID)
+		ok(t, err)
+	})
+	c.step("its definition", 1, func() { ok(t, lan.Edit(root, "address 10.0.0.1/24\ndhcp yes\n")) })
+	c.step("a NIC", 1, func() { ok(t, web.Set(root, "nic/0/switch", "lan")) })
+	c.step("start, which leases", 3, func() {
+		ok(t, web.Do(ctx, root, "clear-failed", ""))
+		ok(t, web.Do(ctx, root, "start", ""))
+	})
+	c.step("kill", 1, func() { ok(t, web.Do(ctx, root, "kill", "")) })
+	c.step("the end of a NIC and its lease", 2, func() { ok(t, web.RemovePart(root, ctl.Part{Dir: "nic"})) })
+	c.step("mv of a switch", 1, func() { ok(t, c.m.Rename(root, lan, "wan")) })
+	c.step("net/", 1, func() { ok(t, c.m.NetSet(root, "prefix", "10.64.0.0/10")) })
+
+	c.step("mkdir of another", 1, func() { db = c.create("db") })
 	c.step("its path", 1, func() { ok(t, db.Set(alice, "kernel", kernel)) })
 	c.step("mv", 1, func() { ok(t, c.m.Rename(root, web, "www")) })
 	c.step("mv to a name that was there", 1, func() { ok(t, c.m.Rename(root, db, "web")) })
@@ -104,6 +121,7 @@ func TestPowerCuts(t *testing.T) {
 		c.open()
 		web, db = c.m.VM("www"), c.m.VM("web")
 	})
+	c.step("rmdir of a switch", 1, func() { ok(t, c.m.Remove(root, c.m.Switch("wan"))) })
 	c.step("years pass", 0, func() { c.age("vm/web") })
 	c.step("rmdir", 1, func() { ok(t, c.m.Remove(root, db)) })
 	c.step("mkdir of the name and the id that are free", 2, func() { db = c.create("web") })
@@ -248,7 +266,7 @@ func (c *crash) age(pattern string) string {
 // where they are found. Machines go by their serial numbers.
 func objects(d disk) map[string]string {
 	all := map[string]string{"vmfs": d.text("vmfs")}
-	for _, dir := range []string{"vm", "removed"} {
+	for _, dir := range []string{"vm", "switch", "removed"} {
 		for _, name := range d.list(dir) {
 			path := dir + "/" + name
 			serial := serialOf(definition(d, path))
@@ -284,13 +302,15 @@ func definition(d disk, path string) (text string) {
 
 var slots = []string{"definition.0", "definition.1"}
 
-// spoilt counts the slots of machines that have something that is not whole.
+// spoilt counts the slots of objects that have something that is not whole.
 func spoilt(d disk) (n int) {
-	for _, name := range d.list("vm") {
-		for _, slot := range slots {
-			text := d.text("vm/" + name + "/" + slot)
-			if _, _, ok := ctl.ParseSlot(text); !ok && text != "" && !strings.HasPrefix(name, ".new-") {
-				n++
+	for _, dir := range []string{"vm", "switch"} {
+		for _, name := range d.list(dir) {
+			for _, slot := range slots {
+				text := d.text(dir + "/" + name + "/" + slot)
+				if _, _, ok := ctl.ParseSlot(text); !ok && text != "" && !strings.HasPrefix(name, ".new-") {
+					n++
+				}
 			}
 		}
 	}
@@ -478,6 +498,7 @@ func (c *crash) recover(where string, d disk, dir string, end int) {
 	if got := len(m.VMs()); got != len(ids) {
 		t.Errorf("%s: %d machines, want %d", where, got, len(ids))
 	}
+	c.switches(where, d, m)
 	for _, name := range d.list("removed") {
 		if _, err := os.Stat(filepath.Join(dir, "removed", name)); err != nil && name != c.expired {
 			t.Errorf("%s: removed definition: %v", where, err)
@@ -493,6 +514,26 @@ func (c *crash) recover(where string, d disk, dir string, end int) {
 	defer again.Drop()
 	if len(again.VMs()) != 1 || again.VM("fresh") == nil {
 		t.Errorf("%s: after that: %v", where, again.VMs())
+	}
+}
+
+// switches wants each switch to be served. Leases of NICs that are gone are
+// not.
+func (c *crash) switches(where string, d disk, m *ctl.Manager) {
+	for _, name := range d.list("switch") {
+		if strings.HasPrefix(name, ".new-") {
+			continue
+		}
+		sw := m.Switch(name)
+		if sw == nil {
+			c.t.Fatalf("%s: switch %s is not served", where, name)
+		}
+		if got, want := sw.Saved(), definition(d, "switch/"+name); got != want && !strings.HasPrefix(want, got) {
+			c.t.Errorf("%s: switch %s was read as\n%swant\n%s", where, name, got, want)
+		}
+		if err := m.Remove(root, sw); err != nil {
+			c.t.Errorf("%s: %v", where, err)
+		}
 	}
 }
 

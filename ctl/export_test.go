@@ -1,7 +1,7 @@
 package ctl
 
 // Saved is the definition as STATE has it.
-func (vm *VM) Saved() string { return vm.def.Load().text() }
+func (o *object) Saved() string { return o.def.Load().text() }
 
 // Drop closes what the end of the process would.
 func (m *Manager) Drop() {
@@ -15,3 +15,6 @@ var (
 	ParseSlot = parseSlot
 	SlotText  = slotText
 )
+
+// ParseResolvers is what of a resolv.conf a guest is told.
+var ParseResolvers = parseResolvers

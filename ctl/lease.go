@@ -121,6 +121,7 @@ type leaser struct {
 	process Lease      // nil if none is needed, or it ended
 	open    map[Link]bool
 	served  map[Link]LeaseService
+	closed  bool // a process that ends is not replaced
 }
 
 // leaseWait is how long a process that ended is not replaced.
@@ -217,11 +218,11 @@ func (s *leaser) watch(p Lease) {
 	<-p.Done()
 	for wait := leaseWait; ; wait = min(2*wait, time.Minute) {
 		s.mu.Lock()
-		if s.process != nil && s.process != p || len(s.served) == 0 {
-			s.mu.Unlock()
+		needed := s.misses(p)
+		s.mu.Unlock()
+		if !needed {
 			return
 		}
-		s.mu.Unlock()
 		s.m.failed("the process that answers DHCP ended; another starts in %v", wait)
 		time.Sleep(wait)
 		if s.again(p) {
@@ -230,12 +231,24 @@ func (s *leaser) watch(p Lease) {
 	}
 }
 
+// misses reports whether p, which ended, is to be replaced.
+func (s *leaser) misses(p Lease) bool {
+	return !s.closed && len(s.served) > 0 && (s.process == nil || s.process == p)
+}
+
+// close lets the process end without another.
+func (s *leaser) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+}
+
 // again starts a process in the place of p, and tells it all. It reports
 // whether that is done with.
 func (s *leaser) again(p Lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.process != nil && s.process != p || len(s.served) == 0 {
+	if !s.misses(p) {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), netTime)

@@ -109,6 +109,7 @@ func (m *Manager) Exited(id uint32, how string) { m.died.Store(id, how) }
 // Close waits until what was done is written. Guests run on; the caller ends
 // the process.
 func (m *Manager) Close() {
+	m.leases.close()
 	m.behind.Lock()
 	defer m.behind.Unlock()
 }

@@ -109,8 +109,9 @@ func settled(format string, f *os.File) string {
 }
 
 // Abandon cuts every conversation without a word, as a daemon does that is
-// killed: its Manager hears nothing more.
+// killed: its Manager hears nothing more. The process that answers DHCP ends.
 func (h *Host) Abandon() {
+	h.EndLease()
 	h.Lock()
 	defer h.Unlock()
 	for _, g := range h.guests {

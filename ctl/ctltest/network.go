@@ -298,7 +298,9 @@ func (n *Network) EndLease() {
 	n.mu.Lock()
 	l := n.lease
 	n.mu.Unlock()
-	l.Close()
+	if l != nil {
+		l.Close()
+	}
 }
 
 // Lease is a fake ctl.Lease.
