@@ -184,7 +184,7 @@ func (b *Blk) ReadConfig(off int, p []byte) {
 	le.PutUint32(c[12:], blkSegments)
 	le.PutUint32(c[20:], sector) // blk_size
 	c[24] = 3                    // physical_block_exp: 4 KiB
-	le.PutUint16(c[26:], 1)      // min_io_size, in logical blocks
+	le.PutUint16(c[26:], 8)      // min_io_size, in logical blocks
 	le.PutUint16(c[34:], uint16(b.cfg.Queues))
 	if !b.cfg.ReadOnly {
 		le.PutUint32(c[36:], blkDiscardSectors)
