@@ -207,6 +207,33 @@ func iasl(t *testing.T, c Config) {
 	}
 }
 
+// The interpreter that kernels have runs _EVT: the button is pressed if the
+// register says so, and only then.
+func TestPowerButton(t *testing.T) {
+	if _, err := exec.LookPath("acpiexec"); err != nil {
+		t.Skip("no acpiexec here: package acpica-tools")
+	}
+	dir := t.TempDir()
+	all := build(t, config(1, 2))
+	for _, name := range []string{"FACP", "DSDT"} {
+		if err := os.WriteFile(filepath.Join(dir, name), all[name], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for register, pressed := range map[string]bool{"0": false, "1": true, "254": false, "255": true} {
+		cmd := exec.Command("acpiexec", "-fv", register, "-b", `execute \_SB_.GED_._EVT 5`, "FACP", "DSDT")
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), `Evaluating \_SB_.GED_._EVT`) {
+			t.Fatalf("acpiexec: %v\n%s", err, out)
+		}
+		notice := strings.Contains(string(out), "Device Notify on [PWRB]") && strings.Contains(string(out), "Value 0x80")
+		if notice != pressed {
+			t.Errorf("register %s: pressed %v, want %v\n%s", register, notice, pressed, out)
+		}
+	}
+}
+
 // clean runs iasl and wants nothing to be said of errors, warnings, remarks.
 func clean(t *testing.T, dir string, args ...string) {
 	t.Helper()

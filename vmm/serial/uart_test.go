@@ -3,6 +3,7 @@ package serial
 import (
 	"bytes"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -218,6 +219,36 @@ func TestModemDeltas(t *testing.T) {
 	p.put(uartMCR, mcrLoop)
 	p.want(uartMSR, 0x0f, "all ended")
 	p.want(uartMSR, 0, "and was told")
+}
+
+// CPUs and the host use it at the same time; the race detector looks on.
+func TestTogether(t *testing.T) {
+	var printed bytes.Buffer
+	u := NewUART(&printed, func(bool) {}, func() {})
+	u.Write(uartFCR, []byte{fcrEnable})
+	const n = 2000
+	var all sync.WaitGroup
+	all.Go(func() {
+		for sent := 0; sent < n; {
+			sent += u.Input(make([]byte, min(7, n-sent)))
+		}
+	})
+	all.Go(func() {
+		for range n {
+			u.Write(uartData, []byte("x"))
+		}
+	})
+	p := make([]byte, 1)
+	for got := 0; got < n; {
+		if u.Read(uartLSR, p); p[0]&lsrReady != 0 {
+			u.Read(uartData, p)
+			got++
+		}
+	}
+	all.Wait()
+	if printed.Len() != n || u.Space() != uartQueue {
+		t.Errorf("%d bytes printed, room for %d", printed.Len(), u.Space())
+	}
 }
 
 func FuzzUART(f *testing.F) {
