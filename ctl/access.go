@@ -161,6 +161,6 @@ func parseNode(nodes map[string]node, s string) error {
 	if f[0] == "." {
 		f[0] = ""
 	}
-	nodes[f[0]] = n
+	nodes[strings.Clone(f[0])] = n
 	return nil
 }

@@ -57,7 +57,7 @@ func (d *definition) set(by Cred, path, text string, now time.Time) (bool, error
 	if err := d.mayChange(by, path); err != nil {
 		return false, err
 	}
-	d.attrs[path] = value{text, by.UID, now}
+	d.attrs[d.kind.own(path)] = value{strings.Clone(text), by.UID, now} // not the whole message
 	switch a.Name {
 	case "disk/N/path":
 		d.unsettle(p.N, by, now)

@@ -137,6 +137,7 @@ func (d *definition) text() string {
 }
 
 // parseDefinition reads what text wrote. A line whose key is unknown is kept.
+// What is kept of text is cloned: it would keep the whole of it in memory.
 func parseDefinition(k *kind, text string) (*definition, error) {
 	d := newDefinition(k, 0, 0, time.Time{})
 	body, ok := strings.CutSuffix(text, "\n")
@@ -150,7 +151,7 @@ func parseDefinition(k *kind, text string) (*definition, error) {
 			parse = func(d *definition, s string) error { return d.parsePart(key, s) }
 		}
 		if parse == nil {
-			d.unknown = append(d.unknown, line)
+			d.unknown = append(d.unknown, strings.Clone(line))
 			continue
 		}
 		if err := parse(d, rest); err != nil {
@@ -176,18 +177,18 @@ var definitionLines = map[string]func(d *definition, rest string) error{
 	"active":     func(d *definition, s string) error { return number(&d.active, s) },
 	"created":    func(d *definition, s string) error { return instant(&d.created, s) },
 	"changed":    func(d *definition, s string) error { return instant(&d.changed, s) },
-	"failed":     func(d *definition, s string) error { d.failed = s; return nil },
+	"failed":     func(d *definition, s string) error { d.failed = strings.Clone(s); return nil },
 	"settled":    parseSettled,
 	"exit":       parseExit,
 	"lease":      parseLease,
 	"attr":       parseAttr,
-	"launched":   func(d *definition, s string) error { return pair(&d.launched, s) },
-	"old":        func(d *definition, s string) error { return pair(&d.old, s) },
+	"launched":   func(d *definition, s string) error { return d.pair(&d.launched, s) },
+	"old":        func(d *definition, s string) error { return d.pair(&d.old, s) },
 	"node":       func(d *definition, s string) error { return parseNode(d.nodes, s) },
 }
 
 func parseExit(d *definition, s string) error {
-	f := strings.SplitN(s, " ", 4)
+	f := strings.SplitN(strings.Clone(s), " ", 4)
 	if len(f) != 4 {
 		return syscall.EINVAL
 	}
@@ -208,19 +209,33 @@ func parseAttr(d *definition, s string) error {
 	if err != nil {
 		return err
 	}
-	v := value{text: f[3], uid: uint32(uid)}
+	v := value{text: strings.Clone(f[3]), uid: uint32(uid)}
 	err = instant(&v.mtime, f[2])
-	d.attrs[f[0]] = v
+	d.attrs[d.kind.own(f[0])] = v
 	return err
 }
 
-func pair(to *map[string]string, s string) error {
+// pair reads a former value. It is mostly the present one, whose text then
+// serves for both.
+func (d *definition) pair(to *map[string]string, s string) error {
 	path, text, _ := strings.Cut(s, " ")
 	if *to == nil {
 		*to = make(map[string]string)
 	}
-	(*to)[path] = text
+	own := d.attrs[path].text
+	if own != text {
+		own = strings.Clone(text)
+	}
+	(*to)[d.kind.own(path)] = own
 	return nil
+}
+
+// own is path in a string that keeps no longer text in memory.
+func (k *kind) own(path string) string {
+	if a := k.byName[path]; a != nil {
+		return a.Name
+	}
+	return strings.Clone(path)
 }
 
 func number(to *uint64, s string) (err error) {

@@ -71,10 +71,11 @@ func (k *kind) attrOf(path string) (a *Attr, p Part, err error) {
 // part makes a Part of the two words of its path.
 func (k *kind) part(dir, number string) (Part, error) {
 	n, ok := PartNumber(number)
-	if !ok || !slices.Contains(k.parts, dir) {
+	i := slices.Index(k.parts, dir)
+	if !ok || i < 0 {
 		return Part{}, errPart(dir, number)
 	}
-	return Part{dir, n}, nil
+	return Part{k.parts[i], n}, nil // not dir, which may be a word of a long text
 }
 
 func errPart(dir, number string) error {

@@ -117,7 +117,8 @@ func parseRootState(text string) (rootState, error) {
 		case "node":
 			err = parseNode(r.nodes, rest)
 		case "net":
-			err = pair(&r.net, rest)
+			name, value, _ := strings.Cut(rest, " ")
+			r.net[name] = value
 		default:
 			err = syscall.EINVAL
 		}
