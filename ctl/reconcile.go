@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
 )
 
 // reconcile compares what priv has on record with the definitions and the
@@ -140,16 +139,17 @@ func (vm *VM) takeUpNIC(ctx context.Context, c *nic, s LinkState) error {
 	return vm.m.Host.SetUp(ctx, c.link, d.nicUp(c.n))
 }
 
-// takeUpPort plugs a NIC in again if it is not in its switch.
+// takeUpPort plugs a NIC in again if it is not in its switch, and takes it out
+// of another: a change that was not saved may have come so far.
 func (vm *VM) takeUpPort(ctx context.Context, c *nic, s LinkState, d *definition) error {
 	name := d.get(nicAttr(c.n, "switch"))
 	sw, ok := vm.m.switches.named(name)
-	switch {
-	case name == "":
-		return nil
-	case !ok:
-		return Errorf(syscall.ENOENT, "there is no switch %s", name)
-	case s.Master == "" || s.Master != sw.bridge():
+	if !ok || s.Master == "" || s.Master != sw.bridge() {
+		if s.Master != "" && d.launched[nicAttr(c.n, "rdomain")] == "0" {
+			if err := vm.m.Host.Detach(ctx, c.link); err != nil {
+				return err
+			}
+		}
 		return vm.plug(ctx, c, d)
 	}
 	sw.book(vm.port(c, d))

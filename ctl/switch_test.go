@@ -622,6 +622,10 @@ func TestReconcile(t *testing.T) {
 		t.Errorf("strays: %v\n%s", list, m.EventsText())
 	}
 	restart(func() {
+		host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Master = "switch2"; return k })
+	})
+	whole("a move was not saved")
+	restart(func() {
 		host.Change(lan, func(*ctltest.Link) *ctltest.Link { return nil })
 		host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Master = ""; return k })
 	})

@@ -47,6 +47,9 @@ func Run(t *testing.T, dir string) {
 		{"Again", Again},
 		{"Renamed", Renamed},
 		{"Listing", Listing},
+		{"Switches", Switches},
+		{"NICs", NICs},
+		{"RootsFiles", RootsFiles},
 	} {
 		t.Run(f.name, func(t *testing.T) { f.test(t, dir) })
 	}
