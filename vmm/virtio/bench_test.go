@@ -39,22 +39,22 @@ func BenchmarkNet(b *testing.B) {
 
 // both measures a Bench and closes it.
 func both(b *testing.B, name string, size int, bench *virtiotest.Bench) {
-	run(b, name+"/bare", size, bench.Prepare, bench.Bare)
-	run(b, name+"/device", size, bench.Prepare, bench.Device)
+	run(b, name+"/bare", size, bench, bench.Bare)
+	run(b, name+"/device", size, bench, bench.Device)
 	if err := bench.Close(); err != nil {
 		b.Error(err)
 	}
 }
 
 // run measures batches.
-func run(b *testing.B, name string, size int, prepare, batch func() error) {
+func run(b *testing.B, name string, size int, bench *virtiotest.Bench, batch func() error) {
 	b.Run(name, func(b *testing.B) {
 		b.SetBytes(int64(size))
 		b.ReportAllocs()
-		for n := 0; n < b.N; n += virtiotest.Batch {
-			if prepare != nil {
+		for n := 0; n < b.N; n += bench.Requests {
+			if bench.Prepare != nil {
 				b.StopTimer()
-				if err := prepare(); err != nil {
+				if err := bench.Prepare(); err != nil {
 					b.Fatal(err)
 				}
 				b.StartTimer()

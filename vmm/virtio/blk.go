@@ -269,7 +269,11 @@ func (b *Blk) read(q *Queue, c *Chain, at uint64) (code byte, n uint64, quick bo
 		return blkIOErr, 0, true
 	}
 	if len(iov) > 0 && !b.noNowait.Load() {
-		k, err := vectored(unix.SYS_PREADV2, b.cfg.FD, iov, int64(at*sector), unix.RWF_NOWAIT)
+		call := vectoredNow
+		if c.writeLen > atOnce {
+			call = vectored
+		}
+		k, err := call(unix.SYS_PREADV2, b.cfg.FD, iov, int64(at*sector), unix.RWF_NOWAIT)
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			b.noNowait.Store(true)
 		}

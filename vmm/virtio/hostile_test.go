@@ -378,6 +378,7 @@ func newHostile(t testing.TB, target target, s *source) *hostile {
 func TestHostile(t *testing.T) {
 	for _, target := range targets {
 		t.Run(target.name, func(t *testing.T) {
+			t.Parallel()
 			seed := uint64(time.Now().UnixNano())
 			if v := os.Getenv("VMFS_SEED"); v != "" {
 				seed = parseSeed(t, v)

@@ -228,7 +228,7 @@ func (n *Net) transmit(q *Queue) {
 				break
 			}
 			if c.readLen <= netMaxPacket && !n.down.Load() {
-				vectored(unix.SYS_WRITEV, n.cfg.FD, c.toRead(), 0, 0) // what is not taken is lost
+				vectoredNow(unix.SYS_WRITEV, n.cfg.FD, c.toRead(), 0, 0) // what is not taken is lost
 			}
 			q.Done(c, 0)
 		}
@@ -315,7 +315,7 @@ func (r *receiver) packet() {
 // small, to a buffer first. The length can be more than the room there is.
 func (r *receiver) read() (int, error) {
 	if r.room >= r.need {
-		return vectored(unix.SYS_READV, r.n.cfg.FD, r.iov, 0, 0)
+		return vectoredNow(unix.SYS_READV, r.n.cfg.FD, r.iov, 0, 0)
 	}
 	if r.n.bounce == nil {
 		r.n.bounce = make([]byte, netMaxPacket)

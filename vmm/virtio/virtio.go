@@ -8,7 +8,9 @@
 // guest's CPUs calls Read and Write when the guest touches the registers, and
 // may have the kernel signal NotifyFD itself. Each queue that the guest made
 // ready is served by a goroutine of its own, which sleeps in the kernel until
-// that descriptor is signalled. KVM is not needed to run any of it.
+// that descriptor is signalled, on a thread. So that none of them waits for a
+// vCPU's thread to return from the guest, GOMAXPROCS should be at least the
+// vCPUs and the queues together. KVM is not needed to run any of it.
 //
 // It trusts nothing that the guest writes: registers, rings, descriptors and
 // requests. Whatever of them a decision rests on is loaded once, checked, and
@@ -25,8 +27,8 @@ package virtio
 type Memory interface {
 	// Slice is the n bytes at the guest-physical address addr: the memory
 	// itself, not a copy. It is an error if they are not all memory without
-	// a gap, whatever addr and n are. Where it begins and ends is a multiple
-	// of 4 in our own addresses too.
+	// a gap, whatever addr and n are. What is memory begins and ends at
+	// multiples of 4, for the guest and in this process.
 	Slice(addr, n uint64) ([]byte, error)
 }
 
@@ -54,6 +56,13 @@ type Device interface {
 	// with the q it had.
 	Serve(n int, q *Queue)
 }
+
+var (
+	_ Device = (*Blk)(nil)
+	_ Device = (*Net)(nil)
+	_ Device = (*Console)(nil)
+	_ Device = (*RNG)(nil)
+)
 
 // Host is what a device may ask of its MMIO, at any time.
 type Host interface {

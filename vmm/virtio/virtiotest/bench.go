@@ -18,11 +18,12 @@ const Batch = 32
 // cache.
 const imageSize = 64 << 20
 
-// A Bench does the same work two ways, a batch at a time: by the device, and
-// bare, by one system call for each request.
+// A Bench does the same work two ways: by the device in batches, and bare, by
+// one system call for each request.
 type Bench struct {
-	// Device and Bare do one batch.
+	// Device and Bare do Requests requests.
 	Device, Bare func() error
+	Requests     int
 	// Prepare, if it is not nil, comes before each, and is not measured.
 	Prepare func() error
 
@@ -53,7 +54,7 @@ func NewBlkBench(dir string, size int, write bool) (*Bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bench{closers: []func() error{f.Close}}
+	b := &Bench{Requests: Batch, closers: []func() error{f.Close}}
 	if err := b.blk(f, size, write); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("virtiotest: %w", err)

@@ -142,7 +142,7 @@ func NewNetBench(size int, receive bool) (*Bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bench{closers: []func() error{tap.Close}}
+	b := &Bench{Requests: Batch, closers: []func() error{tap.Close}}
 	if err := b.net(tap, min(size, 65535), receive); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("virtiotest: %w", err)
@@ -180,28 +180,37 @@ func (b *Bench) net(tap *Tap, size int, receive bool) error {
 	return nil
 }
 
-// sending, the driver keeps a batch ahead.
-func (b *Bench) sending(tap *Tap, q *Queue, bufs []Buf, data [][]byte) {
-	now := 0
+// ahead makes the first batch available, and then each time another one. As
+// a driver with enough to do, it is a batch ahead of what it waits for.
+func (q *Queue) ahead(bufs []Buf) func() {
+	now, begun := 0, false
 	add := func() {
 		for _, buf := range bufs[now : now+Batch] {
 			q.Add(buf)
 		}
-		now = Batch - now
+		now = (now + Batch) % len(bufs)
 		q.Kick()
 	}
-	ahead := false
-	b.Device = func() error {
-		if !ahead {
+	return func() {
+		if !begun {
 			add()
-			ahead = true
+			begun = true
 		}
+		add()
+	}
+}
+
+func (b *Bench) sending(tap *Tap, q *Queue, bufs []Buf, data [][]byte) {
+	add := q.ahead(bufs)
+	b.Device = func() error {
 		add()
 		return q.takeBatch(0)
 	}
+	now := 0
 	b.Bare = func() error {
-		for _, p := range data[:Batch] {
-			if n, err := unix.Write(tap.FD, p); n < len(p) {
+		for range Batch {
+			now = (now + 1) % len(data)
+			if n, err := unix.Write(tap.FD, data[now]); n < len(data[now]) {
 				return fmt.Errorf("tap write: %d, %w", n, err)
 			}
 		}
@@ -209,11 +218,17 @@ func (b *Bench) sending(tap *Tap, q *Queue, bufs []Buf, data [][]byte) {
 	}
 }
 
-// receiving, there is no buffer until the frames are there.
+// tapBatches are so many batches as wait in a tap at once, whose queue has
+// room for 500 frames at least.
+const tapBatches = 8
+
+// receiving, the driver gives exactly as many buffers as there are frames, so
+// that the device has none while they are prepared.
 func (b *Bench) receiving(tap *Tap, q *Queue, bufs []Buf, data [][]byte) {
+	b.Requests = tapBatches * Batch
 	frame := Frame(10, len(data[0])-12, benchMTU)
 	b.Prepare = func() error {
-		for range Batch {
+		for range b.Requests {
 			if _, err := unix.Write(tap.Host, frame); err != nil {
 				return fmt.Errorf("packet socket: %w", err)
 			}
@@ -221,16 +236,21 @@ func (b *Bench) receiving(tap *Tap, q *Queue, bufs []Buf, data [][]byte) {
 		return nil
 	}
 	b.Device = func() error {
-		for _, buf := range bufs[:Batch] {
-			q.Add(buf)
+		add := q.ahead(bufs)
+		for range tapBatches - 1 {
+			add()
+			if err := q.takeBatch(len(data[0])); err != nil {
+				return err
+			}
 		}
-		q.Kick()
 		return q.takeBatch(len(data[0]))
 	}
+	now := 0
 	b.Bare = func() error {
-		for _, p := range data[:Batch] {
-			if n, err := unix.Read(tap.FD, p); n < len(p) {
-				return fmt.Errorf("tap read: %d of %d, %w", n, len(p), err)
+		for range b.Requests {
+			now = (now + 1) % len(data)
+			if n, err := unix.Read(tap.FD, data[now]); n < len(data[now]) {
+				return fmt.Errorf("tap read: %d of %d, %w", n, len(data[now]), err)
 			}
 		}
 		return nil
