@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,7 +98,6 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	m.reconcile(ctx)
 	m.log.append(0, "-", "serving", "-", o.Version)
-	debug.FreeOSMemory() // what was read is several times what is kept
 	return m, nil
 }
 

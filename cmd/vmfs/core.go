@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,6 +55,7 @@ func core(args []string) error {
 		return err
 	}
 	d.set(m)
+	debug.FreeOSMemory() // what was read is several times what is kept
 	go beat(ctx, client, m)
 	return serveTree(ctx, client, m, mount)
 }
