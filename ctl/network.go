@@ -46,8 +46,10 @@ type Network interface {
 	// Groups says which groups a link is in, the first also by number.
 	Groups(ctx context.Context, l Link, groups []string) error
 	// Addresses says which addresses a link has, and no others of ours.
-	// A NIC has none but those of Local. EPERM outside the networks that
-	// root listed, EEXIST where another interface has the network.
+	// A NIC has none but those of Local. With an IPv6 address a link has the
+	// link-local one of its MAC (EUI-64) too; without, a link that was made
+	// has IPv6 off. EPERM outside the networks that root listed, EEXIST
+	// where another interface has the network.
 	Addresses(ctx context.Context, l Link, addrs []netip.Prefix) error
 	// Masquerade says from which networks behind a switch packets leave
 	// with the host's address.
@@ -139,7 +141,7 @@ type LinkState struct {
 	Made    bool   // by us; else it was found
 	Master  string // the bridge or VRF that it is a port of; empty for none
 	Up      bool
-	Running bool // somebody holds the other end
+	Running bool // it is up, and somebody holds the other end
 	MAC     net.HardwareAddr
 	Addrs   []netip.Prefix
 	RxBytes, RxPackets, RxDropped,

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -88,6 +89,45 @@ func TestKilled(t *testing.T) {
 	if cut == 0 {
 		t.Error("nobody was killed in the middle of anything")
 	}
+}
+
+// halfMade makes the record of something look as if its maker had been killed
+// between making it and saying so.
+func halfMade(t *testing.T, dir, name string, index int) {
+	t.Helper()
+	text, err := os.ReadFile(dir + "/" + name)
+	ok(t, err)
+	r, err := parseRecord(text)
+	ok(t, err)
+	if r.index != index {
+		t.Fatalf("%s: index %d, want %d", name, r.index, index)
+	}
+	r.index = 0
+	ok(t, (records{dir}).write(name, r.text()))
+}
+
+func TestHalfMade(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	dir := t.TempDir()
+	before := snapshot(t)
+	n := open(t, dir)
+	_, err := n.Bridge(one, "")
+	ok(t, err)
+	halfMade(t, dir, "link.switch1", n.links[one].index)
+	n = open(t, dir)
+	if s, err := n.Observe(one); err != nil || s.Ifname != "switch1" {
+		t.Errorf("observe: %+v, %v", s, err)
+	}
+
+	// Another's, who took the name before it was made.
+	halfMade(t, dir, "link.switch1", n.links[one].index)
+	run(t, "ip link set switch1 address 02:00:00:00:00:09")
+	n = open(t, dir)
+	refused(t, n.SetUp(one, true), syscall.ENOENT, "switch1")
+	run(t, "ip link del switch1")
+	same(t, before, dir)
 }
 
 // killAfter runs everything in another process for a time, and says how long

@@ -238,6 +238,11 @@ func TestRdomain(t *testing.T) {
 	refused(t, n.Attach(nic0, one, ctl.Port{MAC: mac0}), syscall.EBUSY, "vrf10")
 	ok(t, n.Rdomain(one, 10))
 	ok(t, n.Rdomain(nic0, 11))
+	halfMade(t, dir, "vrf.11", n.vrfs[11].index)
+	n = open(t, dir)
+	if n.vrfs[11] == nil || n.vrfs[11].index == 0 {
+		t.Errorf("the VRF that was half made: %+v", n.vrfs[11])
+	}
 	ok(t, n.Rdomain(nic0, 0))
 	ok(t, n.Release(nic0))
 	ok(t, n.Release(one))
