@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -72,6 +73,10 @@ type outstanding struct {
 // its own while it is worked on.
 const inBuffer = 8 << 10
 
+// burst is how many messages a connection has worked on before others have
+// their turn. The runtime alone would let it go on for 10 ms.
+const burst = 16
+
 func newConn(s *Server, nc net.Conn, p Peer, u *account) *conn {
 	c := &conn{server: s, nc: nc, peer: p, user: u, in: bufio.NewReaderSize(nc, inBuffer)}
 	c.session = c.newSession(0, false)
@@ -89,7 +94,10 @@ func (c *conn) newSession(most uint32, dotu bool) *session {
 // returns when nothing is worked on any more.
 func (c *conn) serve() {
 	c.attachBy()
-	for {
+	for n := 1; ; n++ {
+		if n%burst == 0 {
+			runtime.Gosched()
+		}
 		frame, err := c.frame()
 		if err != nil {
 			break
@@ -220,7 +228,25 @@ func (c *conn) scratch(n int) []byte {
 	return c.answer[:n]
 }
 
-func fresh(n int) []byte { return make([]byte, n) }
+// rooms are for the answers of reads that can wait.
+var rooms = sync.Pool{New: func() any { return new([readHeader + leastRoom]byte) }}
+
+// room is memory for one answer, which is used again after it was sent.
+type room struct{ pooled *[readHeader + leastRoom]byte }
+
+func (m *room) get(n int) []byte {
+	if n > readHeader+leastRoom {
+		return make([]byte, n)
+	}
+	m.pooled = rooms.Get().(*[readHeader + leastRoom]byte)
+	return m.pooled[:n]
+}
+
+func (m *room) put() {
+	if m.pooled != nil {
+		rooms.Put(m.pooled)
+	}
+}
 
 // begin counts a request that has a goroutine of its own. EAGAIN if there are
 // too many: what comes behind it, a flush for one, still has to be read.
@@ -254,7 +280,8 @@ func (c *conn) begin(r *request, frame []byte) error {
 // flushed it.
 func (c *conn) finish(r *request) {
 	defer c.wait.Done()
-	answer := c.do(r, fresh)
+	var m room
+	answer := c.do(r, m.get)
 	r.s.release(r.fid)
 
 	c.out.Lock()
@@ -263,6 +290,7 @@ func (c *conn) finish(r *request) {
 		c.write(answers)
 	}
 	c.out.Unlock()
+	m.put()
 
 	c.mu.Lock()
 	c.running--
