@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 )
 
 // nicAttrs are the attributes of the NICs of a machine.
@@ -202,9 +201,4 @@ func prefixes(s string) []netip.Prefix {
 		}
 	}
 	return list
-}
-
-// errSwitch is what a NIC is told of a switch that is not there.
-func errSwitch(name string) error {
-	return Errorf(syscall.ENOENT, "there is no switch %s", name)
 }

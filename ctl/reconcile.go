@@ -40,7 +40,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 	}
 	for _, sw := range m.switches.all() {
 		sw.edit.Lock()
-		sw.tidied()
+		sw.tidy(func(lease) bool { return true })
 		if sw.isUp() {
 			if err := sw.serve(ctx, sw.def.Load()); err != nil {
 				sw.failed(err)

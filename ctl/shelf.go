@@ -21,6 +21,7 @@ type shelf[T Object] struct {
 	mu      sync.RWMutex
 	byName  map[string]T
 	byID    map[uint32]T
+	serials map[uint64]T
 	broken  map[string]bool // names whose definition cannot be read
 	foreign map[uint32]bool // ids that are somebody else's
 	sorted  []T             // by name; nil when it has to be made again
@@ -40,7 +41,7 @@ type shelved interface {
 
 func newShelf[T Object](m *Manager, k *kind, wrap func(in shelved, name string, d *definition) T) *shelf[T] {
 	return &shelf[T]{m: m, kind: k, wrap: wrap,
-		byName: map[string]T{}, byID: map[uint32]T{}, broken: map[string]bool{}, foreign: map[uint32]bool{}}
+		byName: map[string]T{}, byID: map[uint32]T{}, serials: map[uint64]T{}, broken: map[string]bool{}, foreign: map[uint32]bool{}}
 }
 
 func (s *shelf[T]) dir() string { return filepath.Join(s.m.State, s.kind.dir) }
@@ -86,7 +87,7 @@ func (s *shelf[T]) loadOne(name string) error {
 	}
 	o := s.wrap(s, name, d)
 	o.base().slots = slots
-	s.byName[name], s.byID[d.id] = o, o
+	s.byName[name], s.byID[d.id], s.serials[d.serial] = o, o, o
 	s.m.used = max(s.m.used, d.serial+1)
 	return nil
 }
@@ -106,6 +107,14 @@ func (s *shelf[T]) numbered(id uint32) (o T, ok bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	o, ok = s.byID[id]
+	return o, ok
+}
+
+// serially finds an object by its serial number.
+func (s *shelf[T]) serially(serial uint64) (o T, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	o, ok = s.serials[serial]
 	return o, ok
 }
 
@@ -165,7 +174,7 @@ func (s *shelf[T]) make(by Cred, name string, mode, gid uint32) (o T, err error)
 	o = s.wrap(s, name, d)
 	o.base().slots = slots
 	s.mu.Lock()
-	s.byName[name], s.byID[d.id], s.sorted = o, o, nil
+	s.byName[name], s.byID[d.id], s.serials[d.serial], s.sorted = o, o, o, nil
 	s.mu.Unlock()
 	o.base().event("created", by.String(), "")
 	s.m.changed(Change{o, name, Created})
@@ -232,6 +241,7 @@ func (s *shelf[T]) remove(who string, o *object) error {
 	s.mu.Lock()
 	delete(s.byName, name)
 	delete(s.byID, o.id)
+	delete(s.serials, o.serial)
 	s.sorted = nil
 	s.mu.Unlock()
 	o.self.applied()

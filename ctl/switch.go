@@ -375,7 +375,7 @@ func (sw *Switch) part(l Link, tell bool) {
 	if !was || sw.Removed() {
 		return
 	}
-	sw.tidied()
+	sw.tidy(func(l lease) bool { return l.vm == p.vm.serial && l.n == p.n })
 	if tell {
 		sw.event("detached", "-", p.name())
 	}
@@ -509,15 +509,33 @@ func (sw *Switch) renamed() {
 	}
 }
 
-// tidied forgets the leases of NICs that are not of the switch any more, and
-// not attached. Called with edit held.
-func (sw *Switch) tidied() {
-	stale := func(l lease) bool { return !sw.m.isOf(l, sw) }
-	if !slices.ContainsFunc(sw.def.Load().leases, stale) {
+// forget drops the leases that a machine's NICs no longer have.
+func (sw *Switch) forget(vm *VM) {
+	of := func(l lease) bool { return l.vm == vm.serial }
+	if !slices.ContainsFunc(sw.def.Load().leases, of) {
+		return
+	}
+	sw.edit.Lock()
+	defer sw.edit.Unlock()
+	if !sw.Removed() {
+		sw.tidy(of)
+	}
+}
+
+// tidy forgets those of some leases whose NICs are not of the switch any more,
+// and not attached. Called with edit held.
+func (sw *Switch) tidy(some func(l lease) bool) {
+	var stale []lease
+	for _, l := range sw.def.Load().leases {
+		if some(l) && !sw.keeps(l) {
+			stale = append(stale, l)
+		}
+	}
+	if stale == nil {
 		return
 	}
 	_, err := sw.rewrite(func(d *definition) (bool, error) {
-		d.leases = slices.DeleteFunc(d.leases, stale)
+		d.leases = slices.DeleteFunc(d.leases, func(l lease) bool { return slices.Contains(stale, l) })
 		return true, nil
 	})
 	if err != nil {
@@ -525,36 +543,17 @@ func (sw *Switch) tidied() {
 	}
 }
 
-// forget is tidied where a machine has leases.
-func (sw *Switch) forget(vm *VM) {
-	if !slices.ContainsFunc(sw.def.Load().leases, func(l lease) bool { return l.vm == vm.serial }) {
-		return
+// keeps reports whether the NIC of a lease is of the switch, or attached to
+// it.
+func (sw *Switch) keeps(l lease) bool {
+	vm, ok := sw.m.vms.serially(l.vm)
+	if !ok {
+		return false
 	}
-	sw.edit.Lock()
-	defer sw.edit.Unlock()
-	if !sw.Removed() {
-		sw.tidied()
-	}
-}
-
-// isOf reports whether the NIC of a lease is of a switch, or attached to it.
-func (m *Manager) isOf(l lease, sw *Switch) bool {
-	for _, p := range sw.attached() {
-		if p.vm.serial == l.vm && p.n == l.n {
-			return true
-		}
-	}
-	vm := m.bySerial(l.vm)
-	return vm != nil && vm.HasPart(Part{"nic", l.n}) && vm.Get(nicAttr(l.n, "switch")) == sw.Name()
-}
-
-func (m *Manager) bySerial(serial uint64) *VM {
-	for _, vm := range m.VMs() {
-		if vm.serial == serial {
-			return vm
-		}
-	}
-	return nil
+	sw.mu.Lock()
+	_, attached := sw.ports[NICLink(vm.id, l.n)]
+	sw.mu.Unlock()
+	return attached || vm.HasPart(Part{"nic", l.n}) && vm.Get(nicAttr(l.n, "switch")) == sw.Name()
 }
 
 // Mtime is when a file of the switch changed last, by its path below the
@@ -591,7 +590,7 @@ func (sw *Switch) LeasesText() string {
 	var b strings.Builder
 	leases := slices.SortedFunc(slices.Values(sw.def.Load().leases), func(a, b lease) int { return a.addr.Compare(b.addr) })
 	for _, l := range leases {
-		if vm := sw.m.bySerial(l.vm); vm != nil {
+		if vm, ok := sw.m.vms.serially(l.vm); ok {
 			fmt.Fprintf(&b, "%v %s %s/%d %s\n", l.addr, l.mac, vm.Name(), l.n, stamp(l.since))
 		}
 	}
