@@ -94,7 +94,7 @@ func (b *Bench) blk(f *os.File, size int, write bool) error {
 // blkDevice makes the half that goes through the device, and is where the data
 // lies. As a driver with enough to do, it makes the next batch available before
 // it waits for the last one.
-func (b *Bench) blkDevice(d *Driver, q *Queue, size int, write bool) []([]byte) {
+func (b *Bench) blkDevice(d *Driver, q *Queue, size int, write bool) [][]byte {
 	var batches [2][Batch]blkRequest
 	var bufs [][]byte
 	for i := range 2 * Batch {
