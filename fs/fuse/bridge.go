@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -20,10 +21,11 @@ type bridge struct {
 	files                handles[fs.Handle]
 	dirs                 handles[*dirHandle]
 	notifier             *notifier
+	timeout              time.Duration
 }
 
 func newBridge(root fs.Dir) *bridge {
-	b := &bridge{RawFileSystem: gofuse.NewDefaultRawFileSystem(), inodes: newInodes(root)}
+	b := &bridge{RawFileSystem: gofuse.NewDefaultRawFileSystem(), inodes: newInodes(root), timeout: timeout}
 	b.notifier = newNotifier(&b.inodes)
 	return b
 }
@@ -87,8 +89,8 @@ func (b *bridge) entry(ctx context.Context, dir uint64, name string, n fs.Node, 
 func (b *bridge) fillEntry(dir uint64, name string, n fs.Node, attr *fs.Attr, out *gofuse.EntryOut) {
 	b.inodes.remember(attr.Ino, n, dir, name)
 	out.NodeId = attr.Ino
-	out.SetEntryTimeout(timeout)
-	out.SetAttrTimeout(timeout)
+	out.SetEntryTimeout(b.timeout)
+	out.SetAttrTimeout(b.timeout)
 	fill(&out.Attr, attr)
 }
 
@@ -126,7 +128,7 @@ func (b *bridge) attr(ctx context.Context, n fs.Node, out *gofuse.AttrOut) gofus
 	if err != nil {
 		return status(err)
 	}
-	out.SetTimeout(timeout)
+	out.SetTimeout(b.timeout)
 	fill(&out.Attr, &attr)
 	return gofuse.OK
 }

@@ -38,6 +38,10 @@ const timeout = time.Second
 // Options are what a Server may be told.
 type Options struct {
 	Log func(format string, args ...any) // for the operator; nil for stderr
+
+	// NoCache makes the kernel ask for names and attributes each time: for
+	// a tree of which nobody knows what changes.
+	NoCache bool
 }
 
 // Server serves one mount.
@@ -87,6 +91,9 @@ func serve(where string, root fs.Dir, o Options, m *gofuse.MountOptions) (*Serve
 		logf = log.New(os.Stderr, "", 0).Printf
 	}
 	b := newBridge(root)
+	if o.NoCache {
+		b.timeout = 0
+	}
 	m.FsName, m.Name = "vmfs", "vmfs"
 	m.MaxWrite = MaxRead
 	m.DisableXAttrs = true
