@@ -296,7 +296,8 @@ func (m *Manager) EventsChanged() time.Time { return m.log.last(0) }
 // OpenEvents reads all events from now on.
 func (m *Manager) OpenEvents() *EventReader { return m.log.reader(nil) }
 
-// OnChange says whom to tell of changes; f is called with no lock held.
+// OnChange says whom to tell of changes. f may be called while the change is
+// not over, and is to make none.
 func (m *Manager) OnChange(f func(Change)) { m.onChange.Store(&f) }
 
 func (m *Manager) changed(c Change) {
