@@ -36,14 +36,15 @@ type slots struct {
 
 // slotText is the content of a slot.
 func slotText(text string, seq uint64) string {
-	s := text + sumLine(text, seq) + "\n"
-	return s + strings.Repeat("\n", -len(s)&(slotBlock-1))
-}
-
-func sumLine(text string, seq uint64) string {
-	line := fmt.Sprintf("sum %d ", seq)
-	hash := sha256.Sum256([]byte(text + line))
-	return fmt.Sprintf("%s%x", line, hash[:16])
+	b := make([]byte, 0, len(text)+slotBlock+64)
+	b = append(b, text...)
+	b = fmt.Appendf(b, "sum %d ", seq)
+	hash := sha256.Sum256(b)
+	b = fmt.Appendf(b, "%x\n", hash[:16])
+	for len(b)%slotBlock != 0 {
+		b = append(b, '\n')
+	}
+	return string(b)
 }
 
 // parseSlot is the other way round. It reports false for what is not whole.
