@@ -21,6 +21,7 @@ import (
 const version = "0.1"
 
 const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]... [-network CIDR]...
+       vmfs mount [-allow-other] [-ca FILE] [-cert FILE] [-key FILE] [-name NAME] ADDR DIR
        vmfs console [-m DIR] NAME
        vmfs version
 `
@@ -33,6 +34,8 @@ func main() {
 	switch verb {
 	case "serve":
 		os.Exit(serve(os.Args[2:]))
+	case "mount":
+		os.Exit(mount(os.Args[2:]))
 	case "console":
 		os.Exit(console(os.Args[2:]))
 	case "version":

@@ -41,10 +41,11 @@ type conn struct {
 	over   bool
 	unsent []byte
 	calls  map[uint16]*call
-	tags   []uint16 // free ones below nextTag
-	fids   []uint32 // the same below nextFid
-	last   uint16   // the highest tag so far
-	lastID uint32   // the highest fid so far
+	tags   []uint16          // free ones below nextTag
+	fids   []uint32          // the same below nextFid
+	last   uint16            // the highest tag so far
+	lastID uint32            // the highest fid so far
+	roots  map[uint32]uint32 // the fids of those who attached, by uid
 }
 
 // call is a request, or a flush of one, until its tag is free again.
@@ -69,25 +70,21 @@ const rootFid = 0
 
 // newConn agrees with the server on what is spoken, and attaches. Nothing
 // is read or written when it returns.
-func newConn(nc net.Conn, user string) (*conn, error) {
+func newConn(nc net.Conn, uid uint32) (*conn, error) {
 	c := &conn{
 		nc: nc, in: bufio.NewReaderSize(nc, 16<<10), most: leastMessage,
 		dead: make(chan struct{}), wake: make(chan struct{}, 1), calls: map[uint16]*call{}, lastID: rootFid,
+		roots: map[uint32]uint32{uid: rootFid},
 	}
 	if err := c.version(); err != nil {
 		return nil, err
 	}
-	frame := (&proto.TAttach{Header: header(proto.Tattach), Fid: rootFid, Afid: noID, Uname: user}).Compose()
-	if c.dotu {
-		frame = with(frame, noID) // the name counts: this host's numbers need not be the server's
+	body, err := c.ask(c.attach(rootFid, uid))
+	if err == nil {
+		err = c.attached(body)
 	}
-	body, err := c.ask(frame)
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
-	}
-	f := fields{p: body}
-	if q := f.qid(); !f.whole() || !q.dir {
-		return nil, broken("what is attached to is no directory")
 	}
 	return c, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -86,19 +87,90 @@ func (f fid) walk(ctx context.Context, from uint32, names []string) ([]qid, erro
 	return qids, nil
 }
 
-// walkAll walks any number of names from the root, and gives a qid for each.
+// attach asks for the root as a user sees it. His name counts, if he has one:
+// this host's numbers need not be the server's.
+func (c *conn) attach(id, uid uint32) []byte {
+	name, number := userName(uid), uint32(noID)
+	if _, err := strconv.ParseUint(name, 10, 32); err == nil {
+		number = uid
+	}
+	frame := (&proto.TAttach{Header: header(proto.Tattach), Fid: id, Afid: noID, Uname: name}).Compose()
+	if c.dotu {
+		frame = with(frame, number)
+	}
+	return frame
+}
+
+func (c *conn) attached(body []byte) error {
+	in := fields{p: body}
+	if q := in.qid(); !in.whole() || !q.dir {
+		return c.die(broken("what is attached to is no directory"))
+	}
+	return nil
+}
+
+// mostRoots is how many users attach by one connection.
+const mostRoots = 1000
+
+// root is the fid of the root for a user, who attaches if he has not yet.
+func (c *conn) root(ctx context.Context, uid uint32) (uint32, error) {
+	if id, ok := c.rootOf(uid); ok {
+		return id, nil
+	}
+	f := c.newFid()
+	body, err := f.c.rpc(ctx, answerTime, c.attach(f.id, uid), func() { f.clunk(nil) })
+	if err != nil {
+		f.failed(err)
+		return 0, err
+	}
+	if err := c.attached(body); err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	id, there := c.roots[uid]
+	full := len(c.roots) >= mostRoots
+	if !there && !full {
+		c.roots[uid] = f.id
+	}
+	c.mu.Unlock()
+	switch {
+	case there: // he came twice at once
+		f.clunk(nil)
+		return id, nil
+	case full:
+		f.clunk(nil)
+		return 0, ctl.Errorf(syscall.EAGAIN, "more than %d users", mostRoots)
+	}
+	return f.id, nil
+}
+
+func (c *conn) rootOf(uid uint32) (uint32, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id, ok := c.roots[uid]
+	return id, ok
+}
+
+// failed gives back the number of a fid that was not made, unless it may
+// still be.
+func (f fid) failed(why error) {
+	if !errors.As(why, new(abandoned)) {
+		f.unused()
+	}
+}
+
+// walkAll walks any number of names from a root, and gives a qid for each.
 // If one is not there, the error is the one that the server has for that: a
 // walk that ends early does not say why, and is gone as far as it goes, to ask
 // from there.
-func (f fid) walkAll(ctx context.Context, names []string) (qids []qid, err error) {
-	from := uint32(rootFid)
+func (f fid) walkAll(ctx context.Context, from uint32, names []string) (qids []qid, err error) {
 	defer func() {
 		switch {
 		case err == nil:
 		case from == f.id:
 			f.clunk(nil)
-		case !errors.As(err, new(abandoned)):
-			f.unused()
+		default:
+			f.failed(err)
 		}
 	}()
 	for len(qids) < len(names) || from != f.id {

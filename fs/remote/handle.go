@@ -28,14 +28,13 @@ type handle struct {
 	read, written atomic.Int64 // where a stream and where writes go on
 }
 
-// Open leaves it to the server whether one may; by is not asked for, since
-// the connection is who asks.
-func (n file) Open(ctx context.Context, _ ctl.Cred, flags fs.Flags) (fs.Handle, error) {
+// Open leaves it to the server whether by may.
+func (n file) Open(ctx context.Context, by ctl.Cred, flags fs.Flags) (fs.Handle, error) {
 	names, err := n.names()
 	if err != nil {
 		return nil, err
 	}
-	f, _, err := n.reach(ctx)
+	f, _, err := n.reach(ctx, by.UID)
 	if err != nil {
 		return nil, err
 	}

@@ -123,9 +123,9 @@ func (t *Tree) moved(path uint64, name string) {
 	}
 }
 
-// reach gives a fid of n, or of an entry of it. ENOENT if something else is
-// where n was.
-func (n *node) reach(ctx context.Context, entry ...string) (f fid, q qid, err error) {
+// reach gives a fid of n, or of an entry of it, to a user. ENOENT if something
+// else is where n was.
+func (n *node) reach(ctx context.Context, uid uint32, entry ...string) (f fid, q qid, err error) {
 	names, err := n.names()
 	if err != nil {
 		return f, q, err
@@ -134,9 +134,13 @@ func (n *node) reach(ctx context.Context, entry ...string) (f fid, q qid, err er
 	if err != nil {
 		return f, q, err
 	}
+	root, err := c.root(ctx, uid)
+	if err != nil {
+		return f, q, err
+	}
 	f = c.newFid()
 	depth := len(names)
-	qids, err := f.walkAll(ctx, append(names, entry...))
+	qids, err := f.walkAll(ctx, root, append(names, entry...))
 	if err != nil {
 		return f, q, err
 	}
@@ -155,7 +159,7 @@ func (n *node) Attr(ctx context.Context) (fs.Attr, error) {
 		return a, nil
 	}
 	age := n.tree.cache.age()
-	f, _, err := n.reach(ctx)
+	f, _, err := n.reach(ctx, n.tree.uid)
 	if err != nil {
 		return fs.Attr{}, err
 	}
@@ -191,9 +195,9 @@ func (n *node) attr(e *entry, dotu bool) fs.Attr {
 	return a
 }
 
-func (n *node) SetAttr(ctx context.Context, _ ctl.Cred, c ctl.AccessChange) error {
+func (n *node) SetAttr(ctx context.Context, by ctl.Cred, c ctl.AccessChange) error {
 	defer n.tree.cache.forget()
-	f, _, err := n.reach(ctx)
+	f, _, err := n.reach(ctx, by.UID)
 	if err != nil {
 		return err
 	}
@@ -267,7 +271,7 @@ func (d dir) Lookup(ctx context.Context, name string) (fs.Node, error) {
 		return nil, syscall.ENOENT
 	}
 	age := t.cache.age()
-	f, q, err := d.reach(ctx, name)
+	f, q, err := d.reach(ctx, t.uid, name)
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +293,7 @@ const maxEntries = 1 << 17
 
 func (d dir) List(ctx context.Context) ([]fs.Entry, error) {
 	age := d.tree.cache.age()
-	f, _, err := d.reach(ctx)
+	f, _, err := d.reach(ctx, d.tree.uid)
 	if err != nil {
 		return nil, err
 	}
@@ -330,12 +334,12 @@ func (d dir) listed(list []fs.Entry, age uint64, p []byte, dotu bool) ([]fs.Entr
 	return list, nil
 }
 
-func (d dir) Mkdir(ctx context.Context, _ ctl.Cred, name string, mode uint32) (fs.Node, error) {
+func (d dir) Mkdir(ctx context.Context, by ctl.Cred, name string, mode uint32) (fs.Node, error) {
 	if len(name) > maxName {
 		return nil, syscall.ENAMETOOLONG
 	}
 	defer d.tree.cache.forget()
-	f, _, err := d.reach(ctx)
+	f, _, err := d.reach(ctx, by.UID)
 	if err != nil {
 		return nil, err
 	}
@@ -351,9 +355,9 @@ func (d dir) Mkdir(ctx context.Context, _ ctl.Cred, name string, mode uint32) (f
 	return n.as(), nil
 }
 
-func (d dir) Rmdir(ctx context.Context, _ ctl.Cred, name string) error {
+func (d dir) Rmdir(ctx context.Context, by ctl.Cred, name string) error {
 	defer d.tree.cache.forget()
-	f, q, err := d.reach(ctx, name)
+	f, q, err := d.reach(ctx, by.UID, name)
 	if err != nil {
 		return err
 	}
@@ -365,7 +369,7 @@ func (d dir) Rmdir(ctx context.Context, _ ctl.Cred, name string) error {
 }
 
 // Rename is within one directory: 9P has no word for another one.
-func (d dir) Rename(ctx context.Context, _ ctl.Cred, name string, to fs.Dir, newName string) error {
+func (d dir) Rename(ctx context.Context, by ctl.Cred, name string, to fs.Dir, newName string) error {
 	if other, ok := to.(dir); !ok || other.node != d.node {
 		return syscall.EPERM
 	}
@@ -373,7 +377,7 @@ func (d dir) Rename(ctx context.Context, _ ctl.Cred, name string, to fs.Dir, new
 		return syscall.ENAMETOOLONG
 	}
 	defer d.tree.cache.forget()
-	f, q, err := d.reach(ctx, name)
+	f, q, err := d.reach(ctx, by.UID, name)
 	if err != nil {
 		return err
 	}

@@ -8,10 +8,14 @@
 // answer holds nobody who is interrupted: what waits here ends with its
 // context, within a second at most.
 //
-// Whoever the server takes the connection for is who asks, whatever user asks
-// here; that he may is the server's to check. A Node is known by its path and
-// by the number of its qid, which is its inode number too: of one that is
-// renamed by others this package knows when it is looked up again.
+// Whoever the server takes the connection for looks up, lists and stats; who
+// opens or changes something attaches as himself first, if he is another user
+// than the one of this process. What he then may is the server's to check, and
+// whether it takes the connection's word for who he is.
+//
+// A Node is known by its path and by the number of its qid, which is its inode
+// number too: of one that is renamed by others this package knows when it is
+// looked up again.
 //
 // When the connection is lost, what is open is lost with it, and what is asked
 // meanwhile is refused; a new one is tried for until there is one. Nothing is
@@ -39,9 +43,9 @@ type Dial func(ctx context.Context) (net.Conn, error)
 
 // Options are what a Tree may be told.
 type Options struct {
-	// User is who is said to attach, by login name. A server that knows
-	// better who is at the other end of the connection does not look at it.
-	User string
+	// UID is who the connection is said to be. A server that knows better
+	// who is at its other end does not look at it.
+	UID uint32
 
 	Log func(format string, args ...any) // of lost connections; nil for stderr
 }
@@ -57,7 +61,7 @@ const (
 // Tree is a remote tree.
 type Tree struct {
 	dial   Dial
-	user   string
+	uid    uint32
 	logf   func(format string, args ...any)
 	cache  cache
 	owners owners
@@ -79,7 +83,7 @@ type Tree struct {
 // New connects to a server; the error says why that was not possible. From
 // then on it connects by itself, until Close.
 func New(ctx context.Context, dial Dial, o Options) (*Tree, error) {
-	t := &Tree{dial: dial, user: o.User, logf: o.Log, ended: make(chan struct{}), nodes: map[uint64]weak.Pointer[node]{}}
+	t := &Tree{dial: dial, uid: o.UID, logf: o.Log, ended: make(chan struct{}), nodes: map[uint64]weak.Pointer[node]{}}
 	if t.logf == nil {
 		t.logf = log.New(os.Stderr, "", 0).Printf
 	}
@@ -112,7 +116,7 @@ func (t *Tree) connect(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	c, err := newConn(nc, t.user)
+	c, err := newConn(nc, t.uid)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
