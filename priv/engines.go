@@ -67,13 +67,16 @@ func (e *engines) qemu() (path, version string) {
 	return "", ""
 }
 
-// askVersion runs QEMU as nobody.
+// askVersion runs QEMU, as nobody if this is root.
 func askVersion(path string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), versionTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--version")
 	cmd.Env, cmd.Dir, cmd.WaitDelay = []string{"LC_ALL=C"}, "/", time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+	}
 	out := &head{room: versionSize}
 	cmd.Stdout = out
 	if err := cmd.Run(); err != nil {

@@ -23,6 +23,7 @@ const version = "0.1"
 const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]... [-network CIDR]...
        vmfs mount [-allow-other] [-ca FILE] [-cert FILE] [-key FILE] [-name NAME] ADDR DIR
        vmfs console [-m DIR] NAME
+       vmfs check [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]...
        vmfs version
 `
 
@@ -38,6 +39,8 @@ func main() {
 		os.Exit(mount(os.Args[2:]))
 	case "console":
 		os.Exit(console(os.Args[2:]))
+	case "check":
+		os.Exit(check(os.Args[2:]))
 	case "version":
 		fmt.Println("vmfs", version)
 
