@@ -37,15 +37,17 @@ type core struct {
 	why error // why priv ended it, nil if it went by itself
 }
 
-// startCore starts core with the descriptor of a tree's requests.
+// startCore starts core with the descriptor of a tree's requests, and with
+// the doors.
 func (s *server) startCore(dev *os.File) (*core, error) {
-	cmd := role("core", s.tree.point, s.options.State, s.options.Run, s.options.Version)
+	args := []string{s.tree.point, s.options.State, s.options.Run, s.options.Version}
+	cmd := role("core", append(args, s.doors.words...)...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:     true, // a ^C is for us; core ends when we say so
 		Credential: &syscall.Credential{Uid: s.tree.uid, Gid: s.tree.gid},
 	}
-	conn, err := startRole(cmd, dev)
+	conn, err := startRole(cmd, append([]*os.File{dev}, s.doors.files...)...)
 	if err != nil {
 		return nil, fmt.Errorf("start core: %w", err)
 	}

@@ -21,7 +21,8 @@ type Options struct {
 	Images            []string // below which root's own images lie
 	Interfaces        []string // that vmfs did not make and may use
 	Networks          []string // that machines and switches have addresses of
-	Version           string   // of the program, for core to show
+	NineP             NineP
+	Version           string // of the program, for core to show
 }
 
 // Defaults of Options.
@@ -69,6 +70,9 @@ func (o *Options) check() error {
 	}
 	if _, err := parseAll(o.Networks, parseNetwork); err != nil {
 		return fmt.Errorf("network: %w", err)
+	}
+	if _, err := o.doors(); err != nil {
+		return err
 	}
 	return o.resolve()
 }

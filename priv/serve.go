@@ -31,6 +31,7 @@ type server struct {
 	lock    *lock
 	state   *os.File // locked too
 	tree    *tree
+	doors   *doorway
 	guests  *guests
 	openers *openers
 	engines engines
@@ -141,6 +142,9 @@ func newServer(o Options) (_ *server, err error) {
 		return nil, fmt.Errorf("mount point %w", err)
 	}
 	s.tree = &tree{point: o.Mount, run: o.Run, uid: uid, gid: gid}
+	if s.doors, err = openDoors(&o); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -252,6 +256,7 @@ func (s *server) exited(id uint32, status string) {
 // guests with their records.
 func (s *server) close() {
 	s.tree.clear()
+	s.doors.close()
 	s.lease.end()
 	s.network.Close()
 	if live, err := s.guests.list(0, 1); err == nil && len(live) == 0 {

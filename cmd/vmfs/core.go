@@ -24,12 +24,12 @@ import (
 const aliveEvery = 2 * time.Second
 
 // core is the role that serves users: it decides, and asks priv to act. Its
-// descriptors are 3, the conversation with priv, and 4, the mounted tree. It
-// gives up whatever it could do besides before it looks at anything, and ends
-// when priv does.
+// descriptors are 3, the conversation with priv, 4, the mounted tree, and from
+// 5 on the sockets that clients of 9P come by. It gives up whatever it could do
+// besides before it looks at anything, and ends when priv does.
 func core(args []string) error {
-	if len(args) != 4 {
-		return fmt.Errorf("core: %d arguments, want 4: it is started by vmfs serve", len(args))
+	if len(args) < 4 {
+		return fmt.Errorf("core: %d arguments, want 4 or more: it is started by vmfs serve", len(args))
 	}
 	mount, state, run, version := args[0], args[1], args[2], args[3]
 	conn, err := wire.NewConn(os.NewFile(3, "priv"))
@@ -57,7 +57,7 @@ func core(args []string) error {
 	d.set(m)
 	debug.FreeOSMemory() // what was read is several times what is kept
 	go beat(ctx, client, m)
-	return serveTree(ctx, client, m, mount)
+	return serveTree(ctx, client, m, mount, args[4:])
 }
 
 // sealCore leaves this process what confine's table for core says.
@@ -78,14 +78,18 @@ func sealCore(state, run string) error {
 	return confine.Seccomp(confine.Core)
 }
 
-// serveTree serves m on the descriptor that priv mounted, until that ends.
-func serveTree(ctx context.Context, client *priv.Client, m *ctl.Manager, mount string) error {
+// serveTree serves m on the descriptor that priv mounted, until that ends, and
+// at the doors.
+func serveTree(ctx context.Context, client *priv.Client, m *ctl.Manager, mount string, doors []string) error {
 	tree := fs.New(m)
 	server, err := fuse.Serve("/dev/fd/4", tree.Root(), fuse.Options{Log: logLine})
 	if err != nil {
 		return err
 	}
 	tree.Watch(server.Changed)
+	if err := serve9P(tree.Root(), doors); err != nil {
+		return err
+	}
 	if err := client.Serving(ctx); err != nil {
 		return err
 	}

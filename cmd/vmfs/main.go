@@ -21,6 +21,7 @@ import (
 const version = "0.1"
 
 const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]... [-network CIDR]...
+                  [-9p ADDR]... [-9p-cert FILE -9p-key FILE -9p-ca FILE] [-9p-root] [-9p-insecure]
        vmfs mount [-allow-other] [-ca FILE] [-cert FILE] [-key FILE] [-name NAME] ADDR DIR
        vmfs console [-m DIR] NAME
        vmfs check [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]...
@@ -56,6 +57,11 @@ func main() {
 	case "lease":
 		rename("vmfs lease")
 		os.Exit(lease.Main())
+	case "keeper":
+		rename("vmfs keeper")
+		if err := keeper(os.Args[2:]); err != nil {
+			os.Exit(fail(err))
+		}
 	case "guest":
 		rename("vmfs guest")
 		os.Exit(vmm.Main(os.Args[2:]))

@@ -28,7 +28,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"hangfs": hangfs})
+	testscript.Main(m, map[string]func(){"hangfs": hangfs, "9p": ninep})
 }
 
 func TestScripts(t *testing.T) {

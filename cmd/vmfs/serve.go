@@ -26,6 +26,12 @@ func serve(args []string) int {
 	flags.Var((*list)(&o.Images), "images", "")
 	flags.Var((*list)(&o.Interfaces), "interface", "")
 	flags.Var((*list)(&o.Networks), "network", "")
+	flags.Var((*list)(&o.NineP.Addrs), "9p", "")
+	flags.StringVar(&o.NineP.Cert, "9p-cert", "", "")
+	flags.StringVar(&o.NineP.Key, "9p-key", "", "")
+	flags.StringVar(&o.NineP.CA, "9p-ca", "", "")
+	flags.BoolVar(&o.NineP.Root, "9p-root", false, "")
+	flags.BoolVar(&o.NineP.Insecure, "9p-insecure", false, "")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
@@ -39,7 +45,11 @@ func serve(args []string) int {
 	if o.Networks == nil {
 		o.Networks = priv.DefaultNetworks
 	}
-	if err := priv.Serve(o); err != nil {
+	err := checkTLS(o.NineP)
+	if err == nil {
+		err = priv.Serve(o)
+	}
+	if err != nil {
 		return fail(err)
 	}
 	return 0

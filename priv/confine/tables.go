@@ -19,6 +19,7 @@ var Priv = Role{
 		{"CAP_CHOWN", unix.CAP_CHOWN, "gives core its state directory and the guests' sockets"},
 		{"CAP_KILL", unix.CAP_KILL, "ends openers, core, lease and guests, which are not root's"},
 		{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN, "taps, bridges, VRFs, addresses, nftables"},
+		{"CAP_NET_BIND_SERVICE", unix.CAP_NET_BIND_SERVICE, "listens for 9P on ports below 1024"},
 		{"CAP_NET_RAW", unix.CAP_NET_RAW, "the packet sockets that lease answers on"},
 	},
 	Default: Allow,
@@ -68,6 +69,7 @@ var Core = Role{
 	Default: Deny,
 	Calls: lines(never, goRuntime, messages, []Calls{
 		{"connect", Allow, nil, "to the sockets of guests"},
+		{"accept4", Allow, nil, "9P clients, on the sockets that priv listens on"},
 		{"readv writev preadv pwritev pwrite64 splice tee vmsplice", Allow, nil, "requests of the FUSE descriptor, and their data"},
 		{"openat openat2 readlinkat newfstatat statx getdents64 lseek faccessat faccessat2 statfs fstatfs", Allow, nil, "reads its state and what /proc says of a caller"},
 		{"mkdirat unlinkat renameat renameat2 ftruncate fallocate fchmod fchmodat fchmodat2 utimensat flock fsync fdatasync copy_file_range sendfile", Allow, nil, "writes its state so that a crash leaves the old or the new"},

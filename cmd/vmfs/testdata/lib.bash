@@ -40,3 +40,9 @@ stamps() {
 	cat "$MNT/events.log" &&
 		find "$MNT/vm" \( -type d -o -name err -prune -o -print \) -exec stat -c '%n %s %y %a %U %G' {} + | sort
 }
+
+# issue NAME [ARG...] makes a key and a certificate of ca.pem for a name.
+issue() {
+	openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$1" -keyout "$1.key" "${@:2}" 2>/dev/null |
+		openssl x509 -req -CA ca.pem -CAkey ca.key -days 30 -copy_extensions copy -out "$1.pem" 2>/dev/null
+}
