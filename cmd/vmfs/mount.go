@@ -6,12 +6,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,42 +65,46 @@ func mountRemote(addr remote.Addr, keys remote.TLS, m *mountPoint, dir string) (
 	if err := m.find(dir); err != nil {
 		return err
 	}
+	m.source = addr.String()
 	tree, err := remote.New(context.Background(), dial, remote.Options{UID: uint32(os.Getuid()), Log: logLine})
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	dev, err := m.mount(addr.String())
-	if err != nil {
+	if err := m.keep(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.unmount()) }()
+	dev, err := m.mount()
+	if err != nil {
+		return err
+	}
 	server, err := fuse.Serve(dev, tree.Root(), fuse.Options{Log: logLine, NoCache: true})
 	if err != nil {
 		return err
 	}
-	if err := m.seal(); err != nil {
+	if err := sealMount(); err != nil {
 		return err
 	}
 	fmt.Printf("vmfs: mounted %s\n", m.dir)
 	select {
 	case <-stop:
 	case <-server.Done():
-		m.gone = true
 	}
 	return nil
 }
 
 // mountPoint is a directory that a remote tree is mounted on: by mount(2) for
-// root; for others by fusermount3, which stays to unmount it when this
-// process ends, however that comes.
+// root, by fusermount3 for others. A process that does nothing else, keeper,
+// unmounts it when this one ends, however that comes: this one gives up all
+// that would let it.
 type mountPoint struct {
 	dir    string // absolute, resolved
+	source string // what mountinfo says of the tree
 	others bool   // other users may enter
 
-	helper *exec.Cmd // fusermount3
-	hold   *os.File  // the helper unmounts when this is closed
-	gone   bool      // it is unmounted already
+	keeper *exec.Cmd
+	hold   *os.File // the keeper unmounts when this is closed
 }
 
 const treeType = "fuse.vmfs"
@@ -145,7 +151,7 @@ func (m *mountPoint) isDir() error {
 }
 
 // ours reports whether the last that was mounted on the directory is a tree
-// that this user mounted from elsewhere.
+// that this user mounted, from the source if that is said.
 func (m *mountPoint) ours() (bool, error) {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -153,25 +159,28 @@ func (m *mountPoint) ours() (bool, error) {
 	}
 	ours := false
 	for line := range strings.Lines(string(text)) {
-		if point, is := remoteMount(line, os.Getuid()); point == m.dir {
-			ours = is
+		if point, source := remoteMount(line, os.Getuid()); point == m.dir {
+			ours = source != "" && (m.source == "" || m.source == source)
 		}
 	}
 	return ours, nil
 }
 
-// remoteMount reads a line of mountinfo: where something is mounted, and
-// whether it is a remote tree of a user's.
-func remoteMount(line string, uid int) (point string, is bool) {
+// remoteMount reads a line of mountinfo: where something is mounted, and its
+// source if it is a remote tree of a user's.
+func remoteMount(line string, uid int) (point, source string) {
 	left, right, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
 	l, r := strings.Fields(left), strings.Fields(right)
 	if len(l) < 5 || len(r) < 3 {
-		return "", false
+		return "", ""
 	}
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	_, err := remote.ParseAddr(unescape.Replace(r[1]))
+	point, source = unescape.Replace(l[4]), unescape.Replace(r[1])
 	user := ",user_id=" + strconv.Itoa(uid) + ","
-	return unescape.Replace(l[4]), err == nil && r[0] == treeType && strings.Contains(","+r[2]+",", user)
+	if _, err := remote.ParseAddr(source); err != nil || r[0] != treeType || !strings.Contains(","+r[2]+",", user) {
+		return point, ""
+	}
+	return point, source
 }
 
 // dead reports by nil that nobody serves what is mounted on the directory. It
@@ -207,17 +216,13 @@ func (m *mountPoint) detach() error {
 }
 
 // mount gives the path of the descriptor that requests come from.
-func (m *mountPoint) mount(source string) (dev string, err error) {
-	var fd int
+func (m *mountPoint) mount() (dev string, err error) {
+	by := m.mountAsUser
 	if os.Getuid() == 0 {
-		fd, err = m.mountAsRoot(source)
-	} else {
-		fd, err = m.mountAsUser(source)
+		by = m.mountAsRoot
 	}
-	if err != nil {
-		return "", err
-	}
-	return "/dev/fd/" + strconv.Itoa(fd), nil
+	fd, err := by()
+	return "/dev/fd/" + strconv.Itoa(fd), err
 }
 
 // options are those of the mount. The server checks who may do what; where
@@ -230,80 +235,107 @@ func (m *mountPoint) options() string {
 	return o
 }
 
-func (m *mountPoint) mountAsRoot(source string) (fd int, err error) {
+func (m *mountPoint) mountAsRoot() (fd int, err error) {
 	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open /dev/fuse: %w (is the module fuse loaded?)", err)
 	}
 	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,%s", fd, m.options())
-	if err := unix.Mount(source, m.dir, treeType, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+	if err := unix.Mount(m.source, m.dir, treeType, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("mount on %s: %w", m.dir, err)
 	}
 	return fd, nil
 }
 
-// mountAsUser has fusermount3 mount. It sends the descriptor over a socket,
-// and waits for the other end of that to be closed.
-func (m *mountPoint) mountAsUser(source string) (fd int, err error) {
+// mountAsUser has fusermount3 mount, which sends the descriptor over a socket.
+func (m *mountPoint) mountAsUser() (fd int, err error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("socketpair: %w", err)
 	}
-	theirs := os.NewFile(uintptr(ends[1]), "helper")
+	defer unix.Close(ends[0])
+	theirs := os.NewFile(uintptr(ends[1]), "fusermount3")
 	defer theirs.Close()
-	m.hold = os.NewFile(uintptr(ends[0]), "helper")
-	name := strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(source)
-	m.helper = exec.Command("fusermount3", "-o", "auto_unmount,nosuid,nodev,noexec,subtype=vmfs,fsname="+name+","+m.options(), "--", m.dir)
-	m.helper.Env = append(os.Environ(), "_FUSE_COMMFD=3")
-	m.helper.ExtraFiles = []*os.File{theirs}
-	var complaint bytes.Buffer
-	m.helper.Stderr = &complaint
-	if err := m.helper.Start(); err != nil {
+	name := strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(m.source)
+	helper := exec.Command("fusermount3", "-o", "nosuid,nodev,noexec,subtype=vmfs,fsname="+name+","+m.options(), "--", m.dir)
+	helper.Env = append(os.Environ(), "_FUSE_COMMFD=3")
+	helper.ExtraFiles = []*os.File{theirs}
+	switch out, err := helper.CombinedOutput(); {
+	case errors.Is(err, exec.ErrNotFound):
 		return -1, fmt.Errorf("%w (package fuse3)", err)
+	case err != nil:
+		return -1, fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
 	}
-	theirs.Close()
-	if fd, err = received(ends[0]); err != nil {
-		m.hold.Close()
-		m.helper.Wait()
-		return -1, fmt.Errorf("%s", bytes.TrimSpace(complaint.Bytes()))
-	}
-	return fd, nil
+	return received(ends[0])
 }
 
 // received is the descriptor that comes over a socket.
 func received(socket int) (int, error) {
 	p, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(socket, p, oob, unix.MSG_CMSG_CLOEXEC)
+	_, n, _, _, err := unix.Recvmsg(socket, p, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	if err != nil {
-		return -1, err
+		return -1, fmt.Errorf("fusermount3: %w", err)
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return -1, errors.New("no descriptor came")
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return -1, errors.New("no descriptor came")
-	}
-	return fds[0], nil
-}
-
-// unmount undoes mount, in use or not.
-func (m *mountPoint) unmount() error {
-	if m.helper == nil {
-		if m.gone {
-			return nil
+	if err == nil && len(messages) == 1 {
+		if fds, err := unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
+			return fds[0], nil
 		}
-		return m.detach()
 	}
-	m.hold.Close()
-	kill := time.AfterFunc(5*time.Second, func() { m.helper.Process.Kill() })
-	defer kill.Stop()
-	return m.helper.Wait()
+	return -1, errors.New("fusermount3: no descriptor came")
 }
 
-// seal gives up what is not needed once the tree is mounted.
-func (m *mountPoint) seal() error {
-	return confine.NoNewPrivs()
+// keep starts the keeper.
+func (m *mountPoint) keep() error {
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	m.hold = ours
+	m.keeper = exec.Command("/proc/self/exe", "keeper", m.dir, m.source)
+	m.keeper.Stderr = os.Stderr
+	m.keeper.ExtraFiles = []*os.File{theirs}
+	m.keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal's signal is for it
+	if err := m.keeper.Start(); err != nil {
+		ours.Close()
+		return fmt.Errorf("keeper: %w", err)
+	}
+	return nil
+}
+
+// unmount has the keeper undo mount, whatever uses it.
+func (m *mountPoint) unmount() error {
+	m.hold.Close()
+	if err := m.keeper.Wait(); err != nil {
+		return fmt.Errorf("%s is still mounted: %w", m.dir, err)
+	}
+	return nil
+}
+
+// keeper is the role that outlives a mount: it waits for the end of descriptor
+// 3, and then takes away what is left of the tree of a source on a directory.
+func keeper(args []string) error {
+	if len(args) != 2 {
+		return fmt.Errorf("keeper: %d arguments, want 2: it is started by vmfs mount", len(args))
+	}
+	io.Copy(io.Discard, os.NewFile(3, "mount"))
+	m := mountPoint{dir: args[0], source: args[1]}
+	ours, err := m.ours()
+	if err != nil || !ours {
+		return err
+	}
+	return m.detach()
+}
+
+// sealMount gives up what is not needed once the tree is mounted.
+func sealMount() error {
+	if err := confine.NoNewPrivs(); err != nil {
+		return err
+	}
+	if err := confine.Keep(confine.Mount.Capabilities); err != nil {
+		return err
+	}
+	return confine.Seccomp(confine.Mount)
 }

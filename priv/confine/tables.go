@@ -2,8 +2,8 @@ package confine
 
 import "golang.org/x/sys/unix"
 
-// Roles lists every role, in the order in which they come to be.
-var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest}
+// Roles lists every role: the daemon's in the order in which they come to be.
+var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest, Mount}
 
 // Priv is the daemon's privileged half.
 var Priv = Role{
