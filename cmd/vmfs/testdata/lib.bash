@@ -46,3 +46,10 @@ issue() {
 	openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$1" -keyout "$1.key" "${@:2}" 2>/dev/null |
 		openssl x509 -req -CA ca.pem -CAkey ca.key -days 30 -copy_extensions copy -out "$1.pem" 2>/dev/null
 }
+
+# remote DIR [FLAG...] mounts the daemon's tree by 9P, until that ends.
+remote() {
+	prlimit --msgqueue="$TAG" "$VMFS" mount "${@:2}" "unix!$RUN/9p.sock" "$1" &
+	echo $! >"$WORK/remote.pid"
+	wait $!
+}
