@@ -2,9 +2,11 @@
 // core's end of the conversation with it.
 //
 // The process holds the open files of one launch and nothing else. It starts
-// as root, as the first process of namespaces of its own; builds a jail with
-// QEMU in it and no way out; becomes a user that nobody else is; executes
-// QEMU; and then executes nothing any more. From what core sends it takes
+// as root, as the first process of namespaces of its own. Where QEMU is the
+// engine it builds a jail with QEMU in it and no way out; becomes a user that
+// nobody else is; executes QEMU; and then executes nothing any more. Where the
+// engine is native it gives up every path, becomes that user, and takes the
+// last of its rights before it has heard of a machine. From what core sends it takes
 // open files, never a name. It locks the disks itself, so that they are free
 // when it is gone; it is the only witness of how its machine ended, and keeps
 // that record, the console and the deadline of a stop whether core is there
@@ -47,8 +49,12 @@ const (
 const termTime = 60 * time.Second
 
 // listenFD is the socket that priv bound. Who calls listen is who the other
-// side sees, so that is done here, after the privileges are gone.
-const listenFD = 3
+// side sees, so that is done here, after the privileges are gone. kvmFD is
+// /dev/kvm, for the native engine.
+const (
+	listenFD = 3
+	kvmFD    = 4
+)
 
 // Main is the role guest: args are ID UID COREUID ACCEL JAILDIR. It returns
 // the status to exit with.
@@ -79,7 +85,18 @@ func run(args []string) error {
 	// A collection is cheap: there is little. What there is stays small.
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(16 << 20)
-	if err := r.drop(); err != nil {
+	m, err := newMachine(r.id, r.accel)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	if r.accel == accelNative {
+		err = r.dropNative(m)
+	} else {
+		m.seal = func() error { return confine.Seccomp(confine.Guest) }
+		err = r.drop()
+	}
+	if err != nil {
 		return err
 	}
 	if err := unix.Listen(listenFD, 4); err != nil {
@@ -96,12 +113,6 @@ func run(args []string) error {
 	if !ok {
 		return fmt.Errorf("descriptor %d: not a unix socket", listenFD)
 	}
-	m, err := newMachine(r.id, r.accel)
-	if err != nil {
-		return err
-	}
-	defer m.close()
-	m.seal = func() error { return confine.Seccomp(confine.Guest) }
 	return newGuest(r, m).serve(socket)
 }
 
@@ -117,7 +128,7 @@ func parseRole(args []string) (role, error) {
 		}
 		n[i] = uint32(v)
 	}
-	if _, err := oneOf(args[3], "kvm", "tcg"); err != nil {
+	if _, err := oneOf(args[3], accelNative, "kvm", "tcg"); err != nil {
 		return role{}, fmt.Errorf("%q: %w", args[3], err)
 	}
 	if !filepath.IsAbs(args[4]) {
@@ -150,6 +161,11 @@ func (r role) drop() error {
 	if err := qemu.Jail(r.jail, r.uid, r.accel == "kvm"); err != nil {
 		return err
 	}
+	return r.become(confine.Guest.Paths)
+}
+
+// become sets the limits, and leaves the guest's uid and the paths.
+func (r role) become(paths []confine.Path) error {
 	for _, l := range limits {
 		if err := lower(l.what, l.limit); err != nil {
 			return fmt.Errorf("limit %d: %w", l.what, err)
@@ -158,7 +174,7 @@ func (r role) drop() error {
 	if err := confine.Become(r.uid, r.uid, nil); err != nil {
 		return err
 	}
-	return confine.Landlock(confine.Guest.Paths)
+	return confine.Landlock(paths)
 }
 
 // lower sets both limits, but raises neither.

@@ -122,6 +122,9 @@ func spawn(t *testing.T, accel string) *process {
 	number := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 	p.cmd = exec.Command(binary, number(p.id), number(p.uid), number(coreUID), accel, jail)
 	p.cmd.ExtraFiles = []*os.File{socket}
+	if accel == accelNative {
+		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, open(t, "/dev/kvm", os.O_RDWR))
+	}
 	p.cmd.Stderr = &p.log
 	p.cmd.Env = []string{}
 	p.cmd.Dir = "/"

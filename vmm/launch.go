@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
-	"vmfs/vmm/qemu"
+	"vmfs/vmm/engine"
 )
 
 // Bounds of a launch.
@@ -32,9 +32,9 @@ const (
 type launch struct {
 	about
 	given  bool
-	spec   qemu.Spec
+	spec   engine.Spec
 	images [maxDisks][maxImages]image
-	nics   [ctl.MaxNICs]qemu.NIC
+	nics   [ctl.MaxNICs]engine.NIC
 }
 
 // about is what a launch is called.
@@ -46,7 +46,7 @@ type about struct {
 
 // image is a file of a disk, as it came.
 type image struct {
-	qemu.Image
+	engine.Image
 	write bool
 }
 
@@ -88,7 +88,7 @@ func (l *launch) set(key, value string) (err error) {
 	case "reason":
 		l.reason, err = oneLine(value)
 	case "accel":
-		l.spec.Accel, err = oneOf(value, "kvm", "tcg")
+		l.spec.Accel, err = oneOf(value, "native", "kvm", "tcg")
 	case "boot":
 		l.spec.Boot, err = oneOf(value, "disk", "cdrom", "net")
 	case "cpus":
@@ -130,25 +130,30 @@ func oneLine(s string) (string, error) {
 	return s, nil
 }
 
-// boots are the files that QEMU opens by name, so that it gets copies, and
+// boots are the files of which QEMU, which opens them by name, gets copies, and
 // how large each may be.
 var boots = map[string]struct {
 	max  int64
-	slot func(*qemu.Spec) **os.File
+	slot func(*engine.Spec) **os.File
 }{
-	"kernel":   {256 << 20, func(s *qemu.Spec) **os.File { return &s.Kernel }},
-	"initrd":   {2 << 30, func(s *qemu.Spec) **os.File { return &s.Initrd }},
-	"firmware": {16 << 20, func(s *qemu.Spec) **os.File { return &s.Firmware }},
+	"kernel":   {256 << 20, func(s *engine.Spec) **os.File { return &s.Kernel }},
+	"initrd":   {2 << 30, func(s *engine.Spec) **os.File { return &s.Initrd }},
+	"firmware": {16 << 20, func(s *engine.Spec) **os.File { return &s.Firmware }},
 }
 
-// boot copies a kernel, initrd or firmware. f stays the caller's.
-func (l *launch) boot(what string, f *os.File) error {
+// boot takes a kernel, initrd or firmware. If copied, f stays the caller's;
+// else it is the launch's on success.
+func (l *launch) boot(what string, f *os.File, copied bool) error {
 	slot := boots[what].slot(&l.spec)
 	if *slot != nil || what == "firmware" && l.spec.Flash != nil {
 		return ctl.Errorf(syscall.EEXIST, "%s: given already", what)
 	}
 	if err := regular(what, f, unix.O_RDONLY); err != nil {
 		return err
+	}
+	if !copied {
+		*slot = f
+		return nil
 	}
 	memory, err := sealedCopy(what, f, boots[what].max)
 	if err != nil {
@@ -237,7 +242,7 @@ func (l *launch) uefi(code, vars *os.File) error {
 			return ctl.Errorf(syscall.EINVAL, "firmware: code or variables of %d bytes; flash memory has sectors of %d bytes and %d in all", st.Size(), flashSector, maxFlash)
 		}
 	}
-	l.spec.Flash = &qemu.Flash{Code: code, Vars: vars}
+	l.spec.Flash = &engine.Flash{Code: code, Vars: vars}
 	return nil
 }
 
@@ -298,7 +303,7 @@ func (l *launch) disk(words []string, f *os.File) error {
 	if err := lock(f, what, write); err != nil {
 		return err
 	}
-	*slot = image{qemu.Image{File: f, Format: format}, write}
+	*slot = image{engine.Image{File: f, Format: format}, write}
 	return nil
 }
 
@@ -319,7 +324,7 @@ func (l *launch) nic(words []string, f *os.File) error {
 	if err := tap(f); err != nil {
 		return ctl.Errorf(syscall.EINVAL, "%s: %v", what, err)
 	}
-	l.nics[n] = qemu.NIC{N: n, MAC: mac, Tap: f}
+	l.nics[n] = engine.NIC{N: n, MAC: mac, Tap: f}
 	return nil
 }
 
@@ -360,7 +365,7 @@ func tap(f *os.File) error {
 }
 
 // complete says what to start, or what is missing for that.
-func (l *launch) complete() (*qemu.Spec, error) {
+func (l *launch) complete() (*engine.Spec, error) {
 	if !l.given {
 		return nil, ctl.Errorf(syscall.EINVAL, "go: nothing to launch")
 	}
@@ -369,7 +374,7 @@ func (l *launch) complete() (*qemu.Spec, error) {
 	}
 	spec := l.spec
 	for n := range l.images {
-		d := qemu.Disk{N: n, ReadOnly: !l.images[n][0].write}
+		d := engine.Disk{N: n, ReadOnly: !l.images[n][0].write}
 		for i, im := range l.images[n] {
 			if im.File == nil {
 				continue
@@ -391,7 +396,8 @@ func (l *launch) complete() (*qemu.Spec, error) {
 	return &spec, nil
 }
 
-// release closes every file. What QEMU has got stays open, and locked, there.
+// release closes every file. What the engine has got stays open, and
+// locked, there.
 func (l *launch) release() {
 	for _, f := range []**os.File{&l.spec.Kernel, &l.spec.Initrd, &l.spec.Firmware, &l.spec.Cdrom} {
 		if *f != nil {
@@ -416,7 +422,7 @@ func (l *launch) release() {
 		if f := l.nics[n].Tap; f != nil {
 			f.Close()
 		}
-		l.nics[n] = qemu.NIC{}
+		l.nics[n] = engine.NIC{}
 	}
 }
 

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"slices"
 	"sync"
@@ -14,6 +12,7 @@ import (
 
 	"vmfs/ctl"
 	"vmfs/vmm/console"
+	"vmfs/vmm/engine"
 	"vmfs/vmm/qemu"
 )
 
@@ -26,26 +25,6 @@ const (
 	// and the BIOS, finding that it ran before, resets once more.
 	resetTime = time.Second
 )
-
-// engine is what runs a machine: a *qemu.VM.
-type engine interface {
-	Version() string
-	Console() net.Conn
-	Done() <-chan struct{}
-	End() qemu.End
-
-	Continue(context.Context) error
-	Pause(context.Context) error
-	Reset(context.Context) error
-	PowerButton(context.Context) error
-	CtrlAltDel(context.Context) error
-	Quit(context.Context) error
-	Insert(context.Context, *os.File) error
-	Running(context.Context) (bool, error)
-	Usage() (ctl.Usage, error)
-	Kill()
-	Close()
-}
 
 // The states of a machine, as state says them.
 const (
@@ -60,7 +39,7 @@ const (
 type machine struct {
 	id     uint32
 	accel  string
-	boot   func(context.Context, *qemu.Spec, func(qemu.Event)) (engine, error)
+	boot   bootFunc
 	seal   func() error     // called once QEMU runs: no program is executed any more
 	tell   func(ctl.Notice) // does not wait
 	forget func()           // called when core took the record
@@ -77,7 +56,7 @@ type machine struct {
 	state      string
 	told       bool               // it is too late to change the launch
 	giveUp     context.CancelFunc // of a go that is under way
-	engine     engine
+	engine     engine.Engine
 	engineName string // "qemu 7.2.22 tcg"
 	started    time.Time
 	reboots    int
@@ -86,6 +65,21 @@ type machine struct {
 	kill       *verdict
 	exit       *ctl.Exit
 	usedLast   ctl.Usage
+}
+
+// bootFunc starts an engine.
+type bootFunc func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error)
+
+// accelNative is the accel of which no QEMU is a part.
+const accelNative = "native"
+
+// bootQEMU is the one of every accel but native.
+func bootQEMU(ctx context.Context, s *engine.Spec, tell func(engine.Event)) (engine.Engine, error) {
+	vm, err := qemu.Start(ctx, s, tell)
+	if err != nil {
+		return nil, err
+	}
+	return vm, nil
 }
 
 // stopping is a stop that was asked for.
@@ -109,15 +103,9 @@ func newMachine(id uint32, accel string) (*machine, error) {
 		return nil, err
 	}
 	return &machine{
-		id:    id,
-		accel: accel,
-		boot: func(ctx context.Context, s *qemu.Spec, tell func(qemu.Event)) (engine, error) {
-			vm, err := qemu.Start(ctx, s, tell)
-			if err != nil {
-				return nil, err
-			}
-			return vm, nil
-		},
+		id:     id,
+		accel:  accel,
+		boot:   bootQEMU,
 		seal:   func() error { return nil },
 		tell:   func(ctl.Notice) {},
 		forget: func() {},
@@ -172,32 +160,30 @@ func (m *machine) start() error {
 	return err
 }
 
-// run starts the engine, connects the console and lets the CPUs go.
+// run starts the engine.Engine, connects the console and lets the CPUs go.
 func (m *machine) run(ctx context.Context) error {
 	spec, err := m.launch.complete()
 	if err != nil {
 		return err
 	}
-	spec.ID = m.id
+	spec.ID, spec.Screen = m.id, m.screen
 	e, err := m.boot(ctx, spec, m.event)
 	if err != nil {
 		return err
 	}
-	printed := make(chan struct{})
-	go func() { defer close(printed); pump(m.screen, e.Console()) }()
-	go m.input.feed(e.Console())
+	go m.input.feed(e.Input())
 	if err := m.release(ctx, e); err != nil {
 		e.Close()
 		<-e.Done()
 		return err
 	}
-	go m.attend(e, printed)
+	go m.attend(e)
 	m.tell(ctl.StateChanged)
 	return nil
 }
 
 // release seals this process and lets the CPUs go.
-func (m *machine) release(ctx context.Context, e engine) error {
+func (m *machine) release(ctx context.Context, e engine.Engine) error {
 	if err := m.seal(); err != nil {
 		return err
 	}
@@ -217,33 +203,13 @@ func (m *machine) release(ctx context.Context, e engine) error {
 		return context.Cause(ctx)
 	}
 	m.engine, m.state, m.started, m.giveUp = e, stateRunning, time.Now(), nil
-	m.engineName = "qemu " + e.Version() + " " + m.accel
+	m.engineName = e.Name()
 	return nil
 }
 
-// pump copies what the guest prints. A guest prints byte by byte; after a
-// little, a little more is waited for, so that not every byte wakes readers.
-func pump(screen io.Writer, line io.Reader) {
-	buf := make([]byte, 16<<10)
-	for {
-		n, err := line.Read(buf)
-		screen.Write(buf[:n])
-		if err != nil {
-			return
-		}
-		if n < len(buf)/4 {
-			time.Sleep(time.Millisecond)
-		}
-	}
-}
-
 // attend waits for the engine's end and records it.
-func (m *machine) attend(e engine, printed <-chan struct{}) {
+func (m *machine) attend(e engine.Engine) {
 	<-e.Done()
-	select {
-	case <-printed:
-	case <-time.After(time.Second):
-	}
 	used, _ := e.Usage()
 	e.Close()
 	m.finish(func(now time.Time) *ctl.Exit {
@@ -279,20 +245,23 @@ func (m *machine) failedStart(err error, now time.Time) *ctl.Exit {
 	return exit
 }
 
-// record says how a launch ended, from how QEMU did and what was asked for.
-func record(end qemu.End, stop *stopping, kill *verdict, now time.Time) *ctl.Exit {
+// record says how a launch ended, from how its engine did and what was asked
+// for.
+func record(end engine.End, stop *stopping, kill *verdict, now time.Time) *ctl.Exit {
 	exit := &ctl.Exit{At: now}
 	switch {
 	case kill != nil && end.Killed: // else it came too late
 		exit.Failed, exit.Who, exit.How = kill.failed, kill.who, kill.how
-	case end.Reason == "guest-panic":
+	case end.Reason == engine.GuestPanic:
 		exit.Failed, exit.Who, exit.How = true, "guest", "panic"
-	case stop != nil && (end.Reason == "guest-shutdown" || end.Reason == "host-qmp-quit"):
+	case stop != nil && (end.Reason == engine.GuestOff || end.Reason == engine.Quit):
 		exit.Who, exit.How = stop.by, "stop"
-	case end.Reason == "guest-shutdown":
+	case end.Reason == engine.GuestOff:
 		exit.Who, exit.How = "guest", "power-off"
+	case end.Reason == engine.GuestCrash:
+		exit.Failed, exit.Who, exit.How = true, "guest", printable(end.Text, "crash")
 	default:
-		exit.Failed, exit.Who, exit.How = true, "host", end.String()
+		exit.Failed, exit.Who, exit.How = true, "host", printable(end.Text, "failed")
 	}
 	if stop != nil {
 		exit.Restart = stop.restart
@@ -301,25 +270,25 @@ func record(end qemu.End, stop *stopping, kill *verdict, now time.Time) *ctl.Exi
 }
 
 // event is called by the engine and must not wait.
-func (m *machine) event(e qemu.Event) {
+func (m *machine) event(e engine.Event) {
 	m.mu.Lock()
 	var news []ctl.Notice
 	switch {
-	case e == qemu.GuestReset && m.state == stateStopping:
+	case e == engine.GuestReset && m.state == stateStopping:
 		// It was asked to end and chose to begin again: that is the end.
-		if engine := m.engine; engine != nil {
-			go engine.Quit(context.Background())
+		if e := m.engine; e != nil {
+			go e.Quit(context.Background())
 		}
-	case e == qemu.HostReset:
+	case e == engine.HostReset:
 		m.lastReset = time.Now()
-	case e == qemu.GuestReset && time.Since(m.lastReset) > resetTime:
+	case e == engine.GuestReset && time.Since(m.lastReset) > resetTime:
 		m.lastReset = time.Now()
 		m.reboots++
 		news = append(news, ctl.Rebooted)
-	case e == qemu.Stopped && m.state == stateRunning:
+	case e == engine.Stopped && m.state == stateRunning:
 		m.state = statePaused
 		news = append(news, ctl.StateChanged)
-	case e == qemu.Resumed && m.state == statePaused:
+	case e == engine.Resumed && m.state == statePaused:
 		m.state = stateRunning
 		news = append(news, ctl.StateChanged)
 	}
@@ -331,7 +300,7 @@ func (m *machine) event(e qemu.Event) {
 
 // press presses a button, which do does, if the machine is in one of states.
 // In the state idle there is nothing to do.
-func (m *machine) press(what, idle string, states []string, do func(engine) error) error {
+func (m *machine) press(what, idle string, states []string, do func(engine.Engine) error) error {
 	m.button.Lock()
 	defer m.button.Unlock()
 	m.mu.Lock()
@@ -348,7 +317,7 @@ func (m *machine) press(what, idle string, states []string, do func(engine) erro
 
 // unlessEnded turns the error of a button whose machine ended under it into
 // that.
-func unlessEnded(what string, e engine, err error) error {
+func unlessEnded(what string, e engine.Engine, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -361,19 +330,19 @@ func unlessEnded(what string, e engine, err error) error {
 }
 
 func (m *machine) pause(ctx context.Context) error {
-	return m.press("pause", statePaused, []string{stateRunning}, func(e engine) error {
+	return m.press("pause", statePaused, []string{stateRunning}, func(e engine.Engine) error {
 		return m.moved(e.Pause(ctx), stateRunning, statePaused)
 	})
 }
 
 func (m *machine) resume(ctx context.Context) error {
-	return m.press("resume", stateRunning, []string{statePaused}, func(e engine) error {
+	return m.press("resume", stateRunning, []string{statePaused}, func(e engine.Engine) error {
 		return m.moved(e.Continue(ctx), statePaused, stateRunning)
 	})
 }
 
 func (m *machine) reset(ctx context.Context) error {
-	return m.press("reset", "", []string{stateRunning, statePaused}, func(e engine) error {
+	return m.press("reset", "", []string{stateRunning, statePaused}, func(e engine.Engine) error {
 		return e.Reset(ctx)
 	})
 }
@@ -387,7 +356,7 @@ func (m *machine) insert(ctx context.Context, f *os.File) error {
 			return err
 		}
 	}
-	return m.press("cdrom", stateEnded, []string{stateRunning, statePaused, stateStopping}, func(e engine) error {
+	return m.press("cdrom", stateEnded, []string{stateRunning, statePaused, stateStopping}, func(e engine.Engine) error {
 		return e.Insert(ctx, f)
 	})
 }
@@ -460,7 +429,7 @@ func (m *machine) abandon() {
 // ladder is how a guest is stopped: the power button, Ctrl-Alt-Del for those
 // that do not know the button, and force. It ends with the machine, whether
 // anybody is there to see it or not.
-func (m *machine) ladder(e engine, s *stopping, paused bool) {
+func (m *machine) ladder(e engine.Engine, s *stopping, paused bool) {
 	m.tell(ctl.StateChanged)
 	m.powerButton(e, paused)
 	m.mu.Lock()
@@ -486,7 +455,7 @@ func (m *machine) ladder(e engine, s *stopping, paused bool) {
 
 // powerButton presses it, after a pause is over: a guest that stands still
 // does not feel it. What goes wrong here the deadline takes care of.
-func (m *machine) powerButton(e engine, paused bool) {
+func (m *machine) powerButton(e engine.Engine, paused bool) {
 	m.button.Lock()
 	defer m.button.Unlock()
 	if paused {
@@ -496,7 +465,7 @@ func (m *machine) powerButton(e engine, paused bool) {
 }
 
 // noAnswer is the last rung.
-func (m *machine) noAnswer(e engine, s *stopping) {
+func (m *machine) noAnswer(e engine.Engine, s *stopping) {
 	m.mu.Lock()
 	if m.kill == nil {
 		m.kill = &verdict{who: s.by, how: fmt.Sprintf("stop: no answer in %d s, killed", int(s.wait.Seconds()))}

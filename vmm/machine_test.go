@@ -19,7 +19,7 @@ import (
 
 	"vmfs/ctl"
 	"vmfs/priv/wire"
-	"vmfs/vmm/qemu"
+	"vmfs/vmm/engine"
 )
 
 // fake is an engine that notes which buttons are pressed.
@@ -31,7 +31,7 @@ type fake struct {
 
 	mu      sync.Mutex
 	pressed []string
-	end     qemu.End
+	end     engine.End
 }
 
 func newFake() *fake {
@@ -49,7 +49,7 @@ func (f *fake) press(button string) error {
 }
 
 // finish is QEMU's end.
-func (f *fake) finish(e qemu.End) {
+func (f *fake) finish(e engine.End) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	select {
@@ -67,10 +67,10 @@ func (f *fake) buttons() string {
 	return strings.Join(f.pressed, " ")
 }
 
-func (f *fake) Version() string                       { return "1.2.3" }
-func (f *fake) Console() net.Conn                     { return f.console }
+func (f *fake) Name() string                          { return "qemu 1.2.3 tcg" }
+func (f *fake) Input() io.Writer                      { return f.console }
 func (f *fake) Done() <-chan struct{}                 { return f.done }
-func (f *fake) End() qemu.End                         { <-f.done; return f.end }
+func (f *fake) End() engine.End                       { <-f.done; return f.end }
 func (f *fake) Continue(context.Context) error        { return f.press("cont") }
 func (f *fake) Pause(context.Context) error           { return f.press("stop") }
 func (f *fake) Reset(context.Context) error           { return f.press("reset") }
@@ -88,15 +88,15 @@ func (f *fake) Close()                    { f.Kill(); f.console.Close() }
 
 func (f *fake) Quit(context.Context) error {
 	f.press("quit")
-	f.finish(qemu.End{Reason: "host-qmp-quit", Status: "exit status 0"})
+	f.finish(engine.End{Reason: engine.Quit})
 	return nil
 }
 
-func (f *fake) Kill() { f.finish(qemu.End{Status: "signal: killed", Killed: true}) }
+func (f *fake) Kill() { f.finish(engine.End{Text: "qemu exited: signal: killed", Killed: true}) }
 
 // powerOff is what a guest does when it is done.
 func (f *fake) powerOff() {
-	f.finish(qemu.End{Reason: "guest-shutdown", Status: "exit status 0"})
+	f.finish(engine.End{Reason: engine.GuestOff})
 }
 
 // running is a machine with a fake engine, after go.
@@ -120,7 +120,10 @@ func fresh(t testing.TB) (*machine, *fake) {
 		t.Fatal(err)
 	}
 	f := newFake()
-	m.boot = func(_ context.Context, s *qemu.Spec, _ func(qemu.Event)) (engine, error) { return f, nil }
+	m.boot = func(_ context.Context, s *engine.Spec, _ func(engine.Event)) (engine.Engine, error) {
+		go io.Copy(s.Screen, f.console)
+		return f, nil
+	}
 	t.Cleanup(m.close)
 	return m, f
 }
@@ -137,26 +140,27 @@ func (m *machine) awaitExit(t *testing.T, within time.Duration) ctl.Exit {
 }
 
 func TestRecord(t *testing.T) {
-	off := qemu.End{Reason: "guest-shutdown", Status: "exit status 0"}
-	killed := qemu.End{Status: "signal: killed", Killed: true}
-	crash := qemu.End{Status: "signal: aborted", Line: "qemu: assertion failed"}
+	off := engine.End{Reason: engine.GuestOff}
+	killed := engine.End{Text: "qemu exited: signal: killed", Killed: true}
+	crash := engine.End{Text: "qemu exited: signal: aborted: qemu: assertion failed"}
 	stop := &stopping{by: "alice", restart: true}
 	kill := &verdict{who: "bob", how: "kill", failed: true}
 	now := time.Now()
 	for _, tc := range []struct {
 		name string
-		end  qemu.End
+		end  engine.End
 		stop *stopping
 		kill *verdict
 		want ctl.Exit
 	}{
 		{"power-off", off, nil, nil, ctl.Exit{Who: "guest", How: "power-off"}},
 		{"stop", off, stop, nil, ctl.Exit{Who: "alice", How: "stop", Restart: true}},
-		{"stop by a reset", qemu.End{Reason: "host-qmp-quit"}, stop, nil, ctl.Exit{Who: "alice", How: "stop", Restart: true}},
+		{"stop by a reset", engine.End{Reason: engine.Quit}, stop, nil, ctl.Exit{Who: "alice", How: "stop", Restart: true}},
 		{"kill", killed, nil, kill, ctl.Exit{Failed: true, Who: "bob", How: "kill"}},
 		{"kill of a stopping one", killed, stop, kill, ctl.Exit{Failed: true, Who: "bob", How: "kill", Restart: true}},
 		{"kill too late", off, nil, kill, ctl.Exit{Who: "guest", How: "power-off"}},
-		{"panic", qemu.End{Reason: "guest-panic"}, stop, nil, ctl.Exit{Failed: true, Who: "guest", How: "panic", Restart: true}},
+		{"panic", engine.End{Reason: engine.GuestPanic}, stop, nil, ctl.Exit{Failed: true, Who: "guest", How: "panic", Restart: true}},
+		{"the guest's crash", engine.End{Reason: engine.GuestCrash, Text: "triple fault on CPU 0"}, nil, nil, ctl.Exit{Failed: true, Who: "guest", How: "triple fault on CPU 0"}},
 		{"crash", crash, nil, nil, ctl.Exit{Failed: true, Who: "host", How: "qemu exited: signal: aborted: qemu: assertion failed"}},
 		{"killed by others", killed, nil, nil, ctl.Exit{Failed: true, Who: "host", How: "qemu exited: signal: killed"}},
 		{"crash while stopping", crash, stop, nil, ctl.Exit{Failed: true, Who: "host", How: "qemu exited: signal: aborted: qemu: assertion failed", Restart: true}},
@@ -222,20 +226,20 @@ func TestGuestReset(t *testing.T) {
 	var news []ctl.Notice
 	m.tell = func(n ctl.Notice) { news = append(news, n) }
 	for range 3 {
-		m.event(qemu.GuestReset)
+		m.event(engine.GuestReset)
 	}
 	if n := m.status().Reboots; n != 1 || !slices.Equal(news, []ctl.Notice{ctl.Rebooted}) {
 		t.Errorf("%d reboots, news %v, want one", n, news)
 	}
 	m.lastReset = time.Time{}
-	m.event(qemu.HostReset)
-	m.event(qemu.GuestReset)
+	m.event(engine.HostReset)
+	m.event(engine.GuestReset)
 	if n := m.status().Reboots; n != 1 {
 		t.Errorf("%d reboots after the button, want 1", n)
 	}
 	m.tell = func(ctl.Notice) {}
 	m.stopIn(time.Hour, "alice", true)
-	m.event(qemu.GuestReset)
+	m.event(engine.GuestReset)
 	if e := m.awaitExit(t, time.Second); e.How != "stop" || !e.Restart || !strings.Contains(f.buttons(), "quit") {
 		t.Errorf("exit %+v, buttons %q", e, f.buttons())
 	}
@@ -258,7 +262,7 @@ func TestButtons(t *testing.T) {
 		t.Errorf("buttons %q", got)
 	}
 	// QEMU stops by itself when a disk is full.
-	m.event(qemu.Stopped)
+	m.event(engine.Stopped)
 	if s := m.status().State; s != "paused" {
 		t.Errorf("state %q, want paused", s)
 	}
@@ -348,7 +352,7 @@ func TestUEFI(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantErrno(t, "a second one", l.uefi(file(code, os.O_RDONLY), file(vars, os.O_RDWR)), syscall.EEXIST)
-	wantErrno(t, "a BIOS besides", l.boot("firmware", file(4096, os.O_RDONLY)), syscall.EEXIST)
+	wantErrno(t, "a BIOS besides", l.boot("firmware", file(4096, os.O_RDONLY), true), syscall.EEXIST)
 	l.release()
 	if l.spec.Flash != nil {
 		t.Error("flash is left after release")
@@ -369,7 +373,7 @@ func TestEndBeforeItRuns(t *testing.T) {
 		m, _ := fresh(t)
 		m.edit(func(l *launch) error { l.given = true; return nil })
 		begun := make(chan struct{})
-		m.boot = func(ctx context.Context, _ *qemu.Spec, _ func(qemu.Event)) (engine, error) {
+		m.boot = func(ctx context.Context, _ *engine.Spec, _ func(engine.Event)) (engine.Engine, error) {
 			close(begun)
 			<-ctx.Done()
 			return nil, context.Cause(ctx)
@@ -388,7 +392,7 @@ func TestEndBeforeItRuns(t *testing.T) {
 	t.Run("failure", func(t *testing.T) {
 		m, _ := fresh(t)
 		m.edit(func(l *launch) error { l.given = true; return nil })
-		m.boot = func(context.Context, *qemu.Spec, func(qemu.Event)) (engine, error) {
+		m.boot = func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error) {
 			return nil, ctl.Errorf(syscall.ENODEV, "no\nQEMU")
 		}
 		wantErrno(t, "go", m.start(), syscall.ENODEV)
@@ -533,11 +537,11 @@ func TestFilesOfALaunch(t *testing.T) {
 			t.Errorf("%s of %s: %v, want %v", tc.words, filepath.Base(tc.path), err, tc.want)
 		}
 	}
-	wantErrno(t, "an empty kernel", l.boot("kernel", open(t, empty, rdonly)), syscall.EINVAL)
-	if err := l.boot("kernel", open(t, path, rdonly)); err != nil {
+	wantErrno(t, "an empty kernel", l.boot("kernel", open(t, empty, rdonly), true), syscall.EINVAL)
+	if err := l.boot("kernel", open(t, path, rdonly), true); err != nil {
 		t.Fatal(err)
 	}
-	wantErrno(t, "a second kernel", l.boot("kernel", open(t, path, rdonly)), syscall.EEXIST)
+	wantErrno(t, "a second kernel", l.boot("kernel", open(t, path, rdonly), true), syscall.EEXIST)
 	wantErrno(t, "a locked cdrom", l.cdrom(open(t, path, rdonly)), syscall.EBUSY)
 	if _, err := l.complete(); err == nil {
 		t.Error("complete without words")

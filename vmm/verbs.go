@@ -84,8 +84,15 @@ func doLaunch(m *machine, r *wire.Request) (answer, error) {
 	return answer{}, m.edit(func(l *launch) error { return l.describe(r.Args, m.accel) })
 }
 
+// doBoot takes what is booted. The native engine reads it where it is, again
+// at each of the guest's reboots.
 func doBoot(m *machine, r *wire.Request) (answer, error) {
-	return answer{}, m.edit(func(l *launch) error { return l.boot(r.Verb, r.Files[0]) })
+	return answer{}, m.edit(func(l *launch) error {
+		if m.accel == accelNative {
+			return took(r, l.boot(r.Verb, r.Files[0], false))
+		}
+		return l.boot(r.Verb, r.Files[0], true)
+	})
 }
 
 func doUEFI(m *machine, r *wire.Request) (answer, error) {

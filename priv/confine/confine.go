@@ -81,6 +81,7 @@ type Role struct {
 	Paths        []Path
 	NoSeccomp    string // why there is no seccomp filter, if there is none
 	NoLandlock   string // why there is no Landlock, if there is none
+	NoPaths      string // why Landlock leaves no path, if it leaves none
 }
 
 // Syscall is one system call of a table, for who reads or tests it.

@@ -45,8 +45,8 @@ func TestTables(t *testing.T) {
 		if (len(r.Calls) == 0) != (r.NoSeccomp != "") {
 			t.Errorf("%s: %d lines of calls, NoSeccomp %q", r.Name, len(r.Calls), r.NoSeccomp)
 		}
-		if (len(r.Paths) == 0) != (r.NoLandlock != "") {
-			t.Errorf("%s: %d paths, NoLandlock %q", r.Name, len(r.Paths), r.NoLandlock)
+		if (len(r.Paths) == 0) != (r.NoLandlock != "" || r.NoPaths != "") {
+			t.Errorf("%s: %d paths, NoLandlock %q, NoPaths %q", r.Name, len(r.Paths), r.NoLandlock, r.NoPaths)
 		}
 	}
 }

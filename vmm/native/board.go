@@ -42,7 +42,7 @@ type wishes struct {
 
 // newBoard puts a machine together in memory that is all zero, with the
 // kernel in it.
-func newBoard(sys *kvm.System, m *ram.RAM, s *Spec, w wishes) (*board, error) {
+func newBoard(sys *kvm.System, m *ram.RAM, s *hardware, w wishes) (*board, error) {
 	b := &board{ram: m}
 	if err := b.assemble(sys, s, w); err != nil {
 		b.close()
@@ -51,7 +51,7 @@ func newBoard(sys *kvm.System, m *ram.RAM, s *Spec, w wishes) (*board, error) {
 	return b, nil
 }
 
-func (b *board) assemble(sys *kvm.System, s *Spec, w wishes) (err error) {
+func (b *board) assemble(sys *kvm.System, s *hardware, w wishes) (err error) {
 	if b.vm, err = sys.CreateVM(); err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (b *board) assemble(sys *kvm.System, s *Spec, w wishes) (err error) {
 
 // createCPUs makes them as a reset leaves them. On an error the caller closes
 // those that are there.
-func (b *board) createCPUs(sys *kvm.System, s *Spec) (vcpus []*kvm.VCPU, err error) {
+func (b *board) createCPUs(sys *kvm.System, s *hardware) (vcpus []*kvm.VCPU, err error) {
 	supported, err := sys.SupportedCPUID()
 	if err != nil {
 		return nil, err
@@ -164,10 +164,10 @@ const blkQueues = 4
 
 // virtioDevices are the disks, the NICs, a source of entropy and, if the
 // kernel is told to use one, a console.
-func (b *board) virtioDevices(s *Spec, w wishes) error {
+func (b *board) virtioDevices(s *hardware, w wishes) error {
 	for _, d := range s.Disks {
 		blk, err := virtio.NewBlk(virtio.BlkConfig{
-			FD: int(d.File.Fd()), ReadOnly: d.ReadOnly,
+			FD: int(d.Images[0].File.Fd()), ReadOnly: d.ReadOnly,
 			ID: fmt.Sprintf("disk%d", d.N), Queues: min(s.CPUs, blkQueues),
 		})
 		if err != nil {
@@ -178,9 +178,9 @@ func (b *board) virtioDevices(s *Spec, w wishes) error {
 		}
 	}
 	for _, n := range s.NICs {
-		net, err := virtio.NewNet(virtio.NetConfig{FD: int(n.Tap.Fd()), MAC: n.MAC})
+		net, err := virtio.NewNet(virtio.NetConfig{FD: int(n.Tap.Fd()), MAC: [6]byte(n.MAC)})
 		if err != nil {
-			return fmt.Errorf("nic: %w", err)
+			return fmt.Errorf("nic/%d: %w", n.N, err)
 		}
 		if err := b.plug(net); err != nil {
 			return err
@@ -233,7 +233,7 @@ func (b *board) plug(dev virtio.Device) error {
 
 // load writes the tables and the kernel, and returns how the first CPU
 // begins.
-func (b *board) load(s *Spec) (state boot.State, err error) {
+func (b *board) load(s *hardware) (state boot.State, err error) {
 	b.acpi.CPUs = s.CPUs
 	tables, err := acpi.Build(boot.ACPIStart, b.acpi)
 	if err != nil {

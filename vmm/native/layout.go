@@ -31,7 +31,7 @@ var virtioGSIs = [MaxDevices + 2]uint32{5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17,
 // virtio.Size bytes.
 const virtioBase = ram.HoleStart
 
-// window is where virtio device n is.
+// virtioWindow is where virtio device n is.
 func virtioWindow(n int) acpi.Window {
 	return acpi.Window{Addr: uint32(virtioBase + n*virtio.Size), Size: virtio.Size, GSI: acpi.Line(virtioGSIs[n])}
 }

@@ -12,7 +12,7 @@
 // It trusts its caller's files to be what they are given as, and nothing that
 // the guest does: the devices check, and what a CPU cannot do ends the machine
 // with the place where it stood. Once Start has returned, it opens nothing and
-// starts nothing; a filter with the ioctls of kvm.Ioctls, tunOffload and
+// starts nothing; a filter with the ioctls of kvm.Ioctls and of
 // package virtio may hold the process.
 //
 // It cannot keep a guest from using up a processor or its disks' space, and it
@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
+	"vmfs/vmm/engine"
 	"vmfs/vmm/kvm"
 )
 
@@ -40,68 +41,43 @@ const MaxDevices = 17
 // MaxCPUs is how many CPUs a machine has at most.
 const MaxCPUs = 64
 
-// Spec is a machine. Start copies the descriptors it keeps; the files stay the
-// caller's.
-type Spec struct {
-	KVM       *os.File  // /dev/kvm
-	Quirk     kvm.Quirk // of this host's KVM
-	CPUs      int       // 1..MaxCPUs
-	MemoryMiB int
-
-	Kernel  *os.File // an ELF file or a bzImage
-	Initrd  *os.File // nil is none
-	Cmdline string
-
-	Disks []Disk // in the order in which the guest finds them
-	NICs  []NIC  // the same, after the disks
-
-	Screen io.Writer // what the guest prints; it must not wait
-	Memory *os.File  // /proc/self/smaps_rollup, for Usage; nil is none
+// Host is what a machine needs of this host. Start copies the descriptors; the
+// files stay the caller's.
+type Host struct {
+	KVM    *os.File  // /dev/kvm
+	Quirk  kvm.Quirk // of its KVM
+	Rollup *os.File  // /proc/self/smaps_rollup, for Usage; nil is none
 }
 
-// Disk is a raw disk of a machine.
-type Disk struct {
-	N        int // for its serial number, diskN
-	ReadOnly bool
-	File     *os.File
-}
-
-// NIC is a network card of a machine.
-type NIC struct {
-	MAC [6]byte
-	Tap *os.File // with vnet_hdr
-}
-
-// Reason is how a machine ended.
-type Reason int
-
-// The reasons.
-const (
-	PowerOff Reason = iota // the guest's own
-	Quit                   // Quit was called
-	Killed                 // Kill was
-	Crashed                // the guest cannot go on, or the monitor cannot
-)
-
-// End is the end of a machine.
-type End struct {
-	Reason Reason
-	Text   string // of a crash: what happened, on which CPU, where
-}
-
-// check refuses a Spec that is no machine.
-func (s *Spec) check() error {
+// Check refuses a machine that this engine cannot run: EOPNOTSUPP for what
+// QEMU could, EINVAL for what nothing could.
+func Check(s *engine.Spec) error {
 	switch {
 	case s.CPUs < 1 || s.CPUs > MaxCPUs:
 		return bad("cpus: %d, not 1 to %d", s.CPUs, MaxCPUs)
 	case s.MemoryMiB < 1:
 		return bad("memory: %d MiB", s.MemoryMiB)
 	case s.Kernel == nil:
-		return bad("kernel: the native engine needs one")
+		return cannot("kernel: there is none, and the native engine has no firmware")
+	case s.Firmware != nil || s.Flash != nil:
+		return cannot("firmware: the native engine has none")
+	case s.Cdrom != nil:
+		return errNoDrive
 	case len(s.Disks)+len(s.NICs) > MaxDevices:
-		return bad("%d disks and %d nics: the native engine has %d of them together", len(s.Disks), len(s.NICs), MaxDevices)
+		return cannot("%d disks and %d nics: the native engine has %d of them together", len(s.Disks), len(s.NICs), MaxDevices)
+	}
+	for _, d := range s.Disks {
+		if len(d.Images) != 1 || d.Images[0].Format != "raw" {
+			return cannot("disk/%d: the native engine takes raw images", d.N)
+		}
 	}
 	return nil
+}
+
+var errNoDrive = cannot("cdrom: the native engine has no drive")
+
+func cannot(format string, args ...any) error {
+	return ctl.Errorf(syscall.EOPNOTSUPP, format, args...)
 }
 
 func bad(format string, args ...any) error { return ctl.Errorf(syscall.EINVAL, format, args...) }
@@ -120,24 +96,32 @@ func blame(err error) error {
 	return ctl.Errorf(errno, "native: %v", err)
 }
 
-// files are the places of s's files.
-func (s *Spec) files() []**os.File {
-	all := []**os.File{&s.KVM, &s.Kernel, &s.Initrd, &s.Memory}
-	for i := range s.Disks {
-		all = append(all, &s.Disks[i].File)
+// hardware is a machine with descriptors of its own.
+type hardware struct {
+	engine.Spec
+	Host
+}
+
+// files are the places of h's files.
+func (h *hardware) files() []**os.File {
+	all := []**os.File{&h.KVM, &h.Kernel, &h.Initrd, &h.Rollup}
+	for i := range h.Disks {
+		all = append(all, &h.Disks[i].Images[0].File)
 	}
-	for i := range s.NICs {
-		all = append(all, &s.NICs[i].Tap)
+	for i := range h.NICs {
+		all = append(all, &h.NICs[i].Tap)
 	}
 	return all
 }
 
-// keep replaces each file of s by a copy of its descriptor, which close
-// closes.
-func (s *Spec) keep() error {
-	s.Disks, s.NICs = slices.Clone(s.Disks), slices.Clone(s.NICs)
+// keep replaces each file by a copy of its descriptor, which close closes.
+func (h *hardware) keep() error {
+	h.Disks, h.NICs = slices.Clone(h.Disks), slices.Clone(h.NICs)
+	for i := range h.Disks {
+		h.Disks[i].Images = slices.Clone(h.Disks[i].Images)
+	}
 	var err error
-	for _, f := range s.files() {
+	for _, f := range h.files() {
 		if *f == nil {
 			continue
 		}
@@ -155,9 +139,9 @@ func (s *Spec) keep() error {
 }
 
 // close closes the copies, but for what Usage reads.
-func (s *Spec) close() {
-	for _, f := range s.files() {
-		if f != &s.Memory && *f != nil {
+func (h *hardware) close() {
+	for _, f := range h.files() {
+		if f != &h.Rollup && *f != nil {
 			(*f).Close()
 			*f = nil
 		}

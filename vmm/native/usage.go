@@ -67,11 +67,11 @@ func (vm *VM) Usage() (ctl.Usage, error) {
 		return ctl.Usage{}, fmt.Errorf("usage: %w", err)
 	}
 	u := ctl.Usage{CPU: time.Duration(r.Utime.Nano() + r.Stime.Nano())}
-	if vm.spec.Memory == nil {
+	if vm.spec.Rollup == nil {
 		return u, nil
 	}
 	rollup := make([]byte, 4096)
-	n, err := vm.spec.Memory.ReadAt(rollup, 0)
+	n, err := vm.spec.Rollup.ReadAt(rollup, 0)
 	if err != nil && err != io.EOF {
 		return ctl.Usage{}, fmt.Errorf("usage: %w", err)
 	}

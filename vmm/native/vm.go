@@ -10,31 +10,24 @@ import (
 	"syscall"
 
 	"vmfs/ctl"
+	"vmfs/vmm/engine"
 	"vmfs/vmm/kvm"
 	"vmfs/vmm/ram"
 	"vmfs/vmm/serial"
 )
 
-// Event is what happened to a machine while it runs.
-type Event int
-
-const (
-	GuestReset Event = iota // the guest reset itself
-	HostReset               // Reset was called
-)
-
 // VM is a machine that was started. All methods may be called at the same
 // time.
 type VM struct {
-	spec   Spec
+	spec   hardware
 	kvm    *kvm.System
 	ram    *ram.RAM
 	screen *screen
-	tell   func(Event)
+	tell   func(engine.Event)
 	room   chan struct{} // has something when the guest may take input
 	wake   chan struct{} // has something when there is a wish
 	done   chan struct{} // closed when end is set
-	end    End
+	end    engine.End
 
 	board  atomic.Pointer[board] // nil after the end; changed under life and mu
 	life   sync.Mutex            // held while the board is stopped, changed or let go
@@ -57,6 +50,7 @@ const (
 	noWish wishKind = iota
 	hostReset
 	guestReset
+	fails
 	crashes
 	powersOff
 	quits
@@ -66,12 +60,12 @@ const (
 // Start makes the machine s, its CPUs standing still. tell is called for each
 // event, from one goroutine, and must not wait. On an error, which is a
 // *ctl.Error, nothing is left.
-func Start(s *Spec, tell func(Event)) (*VM, error) {
-	if err := s.check(); err != nil {
+func Start(h Host, s *engine.Spec, tell func(engine.Event)) (*VM, error) {
+	if err := Check(s); err != nil {
 		return nil, err
 	}
 	vm := &VM{
-		spec:   *s,
+		spec:   hardware{*s, h},
 		screen: newScreen(s.Screen),
 		tell:   tell,
 		room:   make(chan struct{}, 1),
@@ -81,8 +75,8 @@ func Start(s *Spec, tell func(Event)) (*VM, error) {
 	}
 	if err := vm.setUp(); err != nil {
 		vm.release()
-		if vm.spec.Memory != nil {
-			vm.spec.Memory.Close()
+		if vm.spec.Rollup != nil {
+			vm.spec.Rollup.Close()
 		}
 		return nil, blame(err)
 	}
@@ -158,7 +152,7 @@ func (vm *VM) attend() {
 		case noWish:
 		case hostReset, guestReset:
 			if err := vm.reset(w.kind); err != nil {
-				vm.finish(wish{crashes, "reset: " + err.Error()})
+				vm.finish(wish{fails, "reset: " + err.Error()})
 				return
 			}
 		default:
@@ -172,9 +166,9 @@ func (vm *VM) attend() {
 // paused stays so.
 func (vm *VM) reset(kind wishKind) error {
 	if kind == guestReset {
-		vm.tell(GuestReset)
+		vm.tell(engine.GuestReset)
 	} else {
-		vm.tell(HostReset)
+		vm.tell(engine.HostReset)
 	}
 	vm.life.Lock()
 	defer vm.life.Unlock()
@@ -217,13 +211,15 @@ func (vm *VM) finish(w wish) {
 	vm.screen.flush()
 	switch w.kind {
 	case powersOff:
-		vm.end = End{Reason: PowerOff}
+		vm.end = engine.End{Reason: engine.GuestOff}
 	case quits:
-		vm.end = End{Reason: Quit}
+		vm.end = engine.End{Reason: engine.Quit}
 	case dies:
-		vm.end = End{Reason: Killed}
+		vm.end = engine.End{Text: "killed", Killed: true}
+	case crashes:
+		vm.end = engine.End{Reason: engine.GuestCrash, Text: w.text}
 	default:
-		vm.end = End{Crashed, w.text}
+		vm.end = engine.End{Text: w.text}
 	}
 	vm.release()
 	close(vm.done)
@@ -292,7 +288,7 @@ func (vm *VM) CtrlAltDel(context.Context) error {
 
 // Insert is for a drive that is not there.
 func (vm *VM) Insert(context.Context, *os.File) error {
-	return ctl.Errorf(syscall.EOPNOTSUPP, "cdrom: the native engine has no drive")
+	return errNoDrive
 }
 
 // Quit ends the machine. What the guest was told is on its disks, the host's
@@ -310,8 +306,8 @@ func (vm *VM) Kill() { vm.ask(wish{kind: dies}) }
 func (vm *VM) Close() {
 	vm.Kill()
 	<-vm.done
-	if vm.spec.Memory != nil {
-		vm.spec.Memory.Close()
+	if vm.spec.Rollup != nil {
+		vm.spec.Rollup.Close()
 	}
 }
 
@@ -319,7 +315,7 @@ func (vm *VM) Close() {
 func (vm *VM) Done() <-chan struct{} { return vm.done }
 
 // End is how it ended, once Done is closed.
-func (vm *VM) End() End {
+func (vm *VM) End() engine.End {
 	<-vm.done
 	return vm.end
 }
@@ -327,9 +323,19 @@ func (vm *VM) End() End {
 // listens says that there may be room for input.
 func (vm *VM) listens() { signal(vm.room) }
 
-// Write types p on the console. It waits until the guest takes all of it, and
-// returns io.ErrClosedPipe when the machine ends before.
-func (vm *VM) Write(p []byte) (n int, err error) {
+// Name is what this engine is called.
+func (vm *VM) Name() string { return "native" }
+
+// Input is the console: the serial port, or the virtio console where there is
+// one.
+func (vm *VM) Input() io.Writer { return keys{vm} }
+
+type keys struct{ vm *VM }
+
+// Write types p. It waits until the guest takes all of it, and returns
+// io.ErrClosedPipe when the machine ends before.
+func (k keys) Write(p []byte) (n int, err error) {
+	vm := k.vm
 	for {
 		b := vm.board.Load()
 		if b == nil {

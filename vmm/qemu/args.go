@@ -3,54 +3,11 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
+
+	"vmfs/vmm/engine"
 )
-
-// Spec is a machine as QEMU is told of it. Its files are open for what is
-// done with them, no more and no less: QEMU refuses a read-only disk that is
-// open for writing.
-type Spec struct {
-	ID        uint32
-	Accel     string // "kvm" or "tcg"
-	CPUs      int    // 1..64
-	MemoryMiB int
-	Boot      string // what is tried first: "disk", "cdrom" or "net"
-	Cmdline   string // the kernel's; any text
-
-	// Kernel, Initrd and Firmware are memfds of the caller's uid: QEMU
-	// opens them again through /proc. Nil is none.
-	Kernel, Initrd, Firmware *os.File
-	Flash                    *Flash   // in the place of Firmware; nil is none
-	Cdrom                    *os.File // nil is an empty drive
-	Disks                    []Disk
-	NICs                     []NIC
-}
-
-// Flash is a UEFI firmware and the memory in which it keeps its variables,
-// which is written.
-type Flash struct{ Code, Vars *os.File }
-
-// Disk is a disk of a machine.
-type Disk struct {
-	N        int
-	ReadOnly bool
-	Images   []Image // what is written, and behind it its bases in order
-}
-
-// Image is one file of a disk.
-type Image struct {
-	File   *os.File
-	Format string // "raw" or "qcow2"
-}
-
-// NIC is a network card of a machine.
-type NIC struct {
-	N   int // 0..15
-	MAC net.HardwareAddr
-	Tap *os.File // with vnet_hdr
-}
 
 // command is a command line in the making, with the files that it names by
 // number: the first is number 3.
@@ -59,10 +16,10 @@ type command struct {
 	files []*os.File
 }
 
-// command is QEMU's command line for s without the program's name, and the
+// commandLine is QEMU's for s without the program's name, and the
 // files that belong to it. The words are ours but for the kernel's command
 // line, which is one argument and of no syntax.
-func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.File) {
+func commandLine(s *engine.Spec, monitor, console *os.File) (args []string, files []*os.File) {
 	var c command
 	c.base(s)
 	c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", c.fd(monitor)), "-mon", "chardev=monitor,mode=control")
@@ -71,8 +28,8 @@ func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.Fi
 		c.add("-bios", c.procPath(s.Firmware))
 	}
 	if s.Flash != nil {
-		c.image("code", Image{s.Flash.Code, "raw"}, true, nil)
-		c.image("vars", Image{s.Flash.Vars, "raw"}, false, nil)
+		c.image("code", engine.Image{File: s.Flash.Code, Format: "raw"}, true, nil)
+		c.image("vars", engine.Image{File: s.Flash.Vars, Format: "raw"}, false, nil)
 		c.add("-machine", "pflash0=code,pflash1=vars")
 	}
 	if s.Kernel != nil {
@@ -81,7 +38,7 @@ func (s *Spec) command(monitor, console *os.File) (args []string, files []*os.Fi
 			c.add("-initrd", c.procPath(s.Initrd))
 		}
 	}
-	index := s.bootIndex()
+	index := bootIndex(s)
 	for i, d := range s.Disks {
 		c.disk(d, i, index, min(s.CPUs, maxQueues))
 	}
@@ -118,7 +75,7 @@ func (c *command) fd(f *os.File) int {
 func (c *command) procPath(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(c.fd(f)) }
 
 // base is the board and what every machine has.
-func (c *command) base(s *Spec) {
+func (c *command) base(s *engine.Spec) {
 	c.add("-name", fmt.Sprintf("vm%d", s.ID))
 	c.add("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-S")
 	// QEMU does none of these after it has started: no old system calls,
@@ -145,7 +102,7 @@ var accels = map[string]struct{ accel, cpu string }{
 
 // bootIndex says at which place each drive is tried, and each NIC if the
 // machine boots from the network; 0 is never.
-func (s *Spec) bootIndex() func(name string) int {
+func bootIndex(s *engine.Spec) func(name string) int {
 	var order []string
 	for _, d := range s.Disks {
 		order = append(order, diskName(d.N))
@@ -173,7 +130,7 @@ const maxQueues = 4
 
 func nicName(n int) string { return fmt.Sprintf("nic%d", n) }
 
-func nicNames(nics []NIC) []string {
+func nicNames(nics []engine.NIC) []string {
 	names := make([]string, len(nics))
 	for i, n := range nics {
 		names[i] = nicName(n.N)
@@ -191,7 +148,7 @@ const (
 
 // nic adds a network card. Only one that is booted from has a boot ROM, which
 // is QEMU's own for the device.
-func (c *command) nic(n NIC, index int) {
+func (c *command) nic(n engine.NIC, index int) {
 	name := nicName(n.N)
 	c.add("-netdev", fmt.Sprintf("tap,id=%s,fd=%d,vhost=off", name, c.fd(n.Tap)))
 	device := fmt.Sprintf("virtio-net-pci,id=%s-dev,netdev=%s,mac=%s,addr=%#x", name, name, n.MAC, nicSlot+n.N)
@@ -205,7 +162,7 @@ func (c *command) nic(n NIC, index int) {
 
 // disk adds the i-th disk, its last base first: a node is there before its
 // user.
-func (c *command) disk(d Disk, i int, index func(string) int, queues int) {
+func (c *command) disk(d engine.Disk, i int, index func(string) int, queues int) {
 	name := diskName(d.N)
 	var behind any // null: QEMU never follows the name in a header
 	for n := len(d.Images) - 1; n > 0; n-- {
@@ -243,7 +200,7 @@ type qcow2 struct {
 }
 
 // image adds the nodes of one image; behind is the node of its base.
-func (c *command) image(name string, im Image, readOnly bool, behind any) {
+func (c *command) image(name string, im engine.Image, readOnly bool, behind any) {
 	set := len(c.files)
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(im.File), set))
 	c.node(fileNode(name, set, readOnly))

@@ -207,7 +207,7 @@ func TestEndError(t *testing.T) {
 		"qemu: invalid kernel header":                                                   syscall.EINVAL,
 		"":                                                                              syscall.EINVAL,
 	} {
-		err := endError(End{Status: "exit status 1", Line: line})
+		err := endError(end{Status: "exit status 1", Line: line})
 		if !errors.Is(err, want) || !strings.HasPrefix(err.Error(), "qemu exited: exit status 1") || !strings.HasSuffix(err.Error(), line) {
 			t.Errorf("%q: %v (%v)", line, err, want)
 		}

@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -28,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
+	"vmfs/vmm/engine"
 )
 
 // VM is a QEMU process.
@@ -36,12 +38,14 @@ type VM struct {
 	control *net.UnixConn // monitor's, once that is there
 	monitor *monitor
 	version string
+	accel   string
+	printed chan struct{} // closed when what the guest printed is on the screen
 	cmd     *exec.Cmd
 	thread  *thread // that started QEMU
 	log     *tail
 	meter   *meter
 	done    chan struct{} // closed when end is set
-	end     End
+	end     end
 
 	media  medium // how many there were
 	medium medium // that is in the drive
@@ -50,23 +54,13 @@ type VM struct {
 	shutdown *event // the guest's, or the first
 }
 
-// End is how a QEMU process ended.
-type End struct {
+// end is how a QEMU process ended.
+type end struct {
 	Reason string // of the monitor's SHUTDOWN event, empty if there was none
 	Status string // of the process, in words
 	Line   string // the last line on its standard error, may be empty
 	Killed bool   // by SIGKILL
 }
-
-// Event is what happened to the machine while it runs.
-type Event int
-
-const (
-	GuestReset Event = iota // the guest reset itself; one reboot may be several
-	HostReset               // Reset was called
-	Stopped                 // the CPUs stopped
-	Resumed                 // the CPUs go on
-)
 
 // paths are where QEMU may be, as in priv.
 var paths = []string{"/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64"}
@@ -85,12 +79,12 @@ func find() (string, error) {
 // goroutine, and must not wait. The files of s stay the caller's. When ctx
 // ends first, or QEMU does, no process is left; the error then says the last
 // that QEMU wrote.
-func Start(ctx context.Context, s *Spec, tell func(Event)) (*VM, error) {
+func Start(ctx context.Context, s *engine.Spec, tell func(engine.Event)) (*VM, error) {
 	path, err := find()
 	if err != nil {
 		return nil, err
 	}
-	vm := &VM{thread: newThread(), done: make(chan struct{}), medium: empty}
+	vm := &VM{accel: s.Accel, thread: newThread(), printed: make(chan struct{}), done: make(chan struct{}), medium: empty}
 	if s.Cdrom != nil {
 		vm.media, vm.medium = 1, 0
 	}
@@ -105,6 +99,7 @@ func Start(ctx context.Context, s *Spec, tell func(Event)) (*VM, error) {
 		vm.release()
 		return nil, ctl.Errorf(ctl.Errno(err), "%s: %v", path, err)
 	}
+	go func() { defer close(vm.printed); pump(s.Screen, vm.console) }()
 	vm.monitor = newMonitor(vm.control, func(e event) { vm.event(e, tell) })
 	go vm.wait()
 	if vm.version, err = vm.monitor.greet(ctx); err != nil {
@@ -164,8 +159,8 @@ func pair() (*net.UnixConn, *os.File, error) {
 }
 
 // exec starts the process.
-func (vm *VM) exec(path string, s *Spec, theirs ends) (err error) {
-	args, files := s.command(theirs.monitor, theirs.console)
+func (vm *VM) exec(path string, s *engine.Spec, theirs ends) (err error) {
+	args, files := commandLine(s, theirs.monitor, theirs.console)
 	vm.cmd = &exec.Cmd{
 		Path:       path,
 		Args:       append([]string{path}, args...),
@@ -210,7 +205,7 @@ func killed(s *os.ProcessState) bool {
 }
 
 // endError finds the number for what QEMU said when it gave up.
-func endError(e End) error {
+func endError(e end) error {
 	errno := syscall.EINVAL
 	for _, known := range []struct {
 		words string
@@ -230,7 +225,7 @@ func endError(e End) error {
 }
 
 // String says in one line how QEMU ended.
-func (e End) String() string {
+func (e end) String() string {
 	text := "qemu exited: " + e.Status
 	if e.Line != "" {
 		text += ": " + e.Line
@@ -244,8 +239,12 @@ func (vm *VM) wait() {
 	// The last words are in the sockets; they end with the process.
 	vm.monitor.drain()
 	vm.log.drain()
+	select {
+	case <-vm.printed:
+	case <-time.After(time.Second):
+	}
 	vm.mu.Lock()
-	vm.end = End{Status: vm.cmd.ProcessState.String(), Line: vm.log.last(), Killed: killed(vm.cmd.ProcessState)}
+	vm.end = end{Status: vm.cmd.ProcessState.String(), Line: vm.log.last(), Killed: killed(vm.cmd.ProcessState)}
 	if vm.shutdown != nil {
 		vm.end.Reason = vm.shutdown.Reason
 	}
@@ -254,8 +253,24 @@ func (vm *VM) wait() {
 	close(vm.done)
 }
 
+// pump copies what the guest prints. A guest prints byte by byte; after a
+// little, a little more is waited for, so that not every byte wakes readers.
+func pump(screen io.Writer, line io.Reader) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := line.Read(buf)
+		screen.Write(buf[:n])
+		if err != nil {
+			return
+		}
+		if n < len(buf)/4 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
 // event takes note of how the machine shuts down, and passes on the rest.
-func (vm *VM) event(e event, tell func(Event)) {
+func (vm *VM) event(e event, tell func(engine.Event)) {
 	switch e.Name {
 	case "SHUTDOWN":
 		vm.mu.Lock()
@@ -265,32 +280,41 @@ func (vm *VM) event(e event, tell func(Event)) {
 		vm.mu.Unlock()
 	case "RESET":
 		if e.Guest {
-			tell(GuestReset)
+			tell(engine.GuestReset)
 		} else {
-			tell(HostReset)
+			tell(engine.HostReset)
 		}
 	case "STOP":
-		tell(Stopped)
+		tell(engine.Stopped)
 	case "RESUME":
-		tell(Resumed)
+		tell(engine.Resumed)
 	}
 }
 
-// Console is the serial line: what is written there the guest can read, and
-// what it prints must be read from there, or it stands still. It stays
-// readable after QEMU's end, until Close.
-func (vm *VM) Console() net.Conn { return vm.console }
+// Input is the serial line: what is written there the guest can read.
+func (vm *VM) Input() io.Writer { return vm.console }
 
-// Version is QEMU's, such as 7.2.22.
-func (vm *VM) Version() string { return vm.version }
+// Name is QEMU's, its version and what executes the guest's code.
+func (vm *VM) Name() string { return "qemu " + vm.version + " " + vm.accel }
 
 // Done is closed when QEMU has ended and is reaped.
 func (vm *VM) Done() <-chan struct{} { return vm.done }
 
 // End is how it ended, once Done is closed.
-func (vm *VM) End() End {
+func (vm *VM) End() engine.End {
 	<-vm.done
-	return vm.end
+	e := engine.End{Reason: engine.Failed, Text: vm.end.String(), Killed: vm.end.Killed}
+	if reason, ok := reasons[vm.end.Reason]; ok {
+		e.Reason = reason
+	}
+	return e
+}
+
+// reasons are what QEMU calls its ends, but for failures.
+var reasons = map[string]engine.Reason{
+	"guest-panic":    engine.GuestPanic,
+	"guest-shutdown": engine.GuestOff,
+	"host-qmp-quit":  engine.Quit,
 }
 
 // Kill ends QEMU at once, without waiting for it.
