@@ -19,6 +19,10 @@ import (
 // endTime is how long the end of a killed process may take.
 const endTime = 5 * time.Second
 
+// accelNative is the accel of a guest that runs its machine itself. It can
+// open nothing, so it gets /dev/kvm beside its socket.
+const accelNative = "native"
+
 // guests starts guest processes and finds them again. What it knows is in
 // RUN/priv and RUN/guest, so that the daemon after this one knows it too.
 type guests struct {
@@ -155,6 +159,15 @@ func (g *guests) spawn(id uint32, accel string) (int, error) {
 	defer socket.Close()
 	cmd := g.command(id, accel)
 	cmd.ExtraFiles = []*os.File{socket}
+	if accel == accelNative {
+		kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+		if err != nil {
+			g.forget(id)
+			return 0, ctl.Errorf(ctl.Errno(err), "spawn guest %d: %v", id, err)
+		}
+		defer kvm.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, kvm)
+	}
 	if err := g.start(id, cmd); err != nil {
 		g.forget(id)
 		return 0, fmt.Errorf("spawn guest %d: %w", id, err)

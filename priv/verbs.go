@@ -99,8 +99,8 @@ func parseSpawn(args []string) (act, error) {
 		return nil, err
 	}
 	accel := args[1]
-	if accel != "kvm" && accel != "tcg" {
-		return nil, fmt.Errorf("%.40q is neither kvm nor tcg", accel)
+	if accel != accelNative && accel != "kvm" && accel != "tcg" {
+		return nil, fmt.Errorf("%.40q is not native, kvm or tcg", accel)
 	}
 	return func(ctx context.Context, s *server) (reply, error) {
 		pid, err := s.guests.spawn(id, accel)

@@ -3,7 +3,7 @@ package confine
 import "golang.org/x/sys/unix"
 
 // Roles lists every role: the daemon's in the order in which they come to be.
-var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest, Mount}
+var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest, Native, Mount}
 
 // Priv is the daemon's privileged half.
 var Priv = Role{
