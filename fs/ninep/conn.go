@@ -33,8 +33,11 @@ type conn struct {
 	session  *session
 	attached bool
 	answer   []byte // where it makes its own answers to reads
+	parser   bytes.Reader
+	request  request // the present one; one with a goroutine is a copy
 
-	out sync.Mutex // held while an answer is written, and taken before mu
+	out     sync.Mutex // held while an answer is written, and taken before mu
+	renewed time.Time  // until when the time to take an answer is long enough
 
 	mu      sync.Mutex
 	running int // requests with a goroutine, answered or not
@@ -156,7 +159,8 @@ func (c *conn) frame() ([]byte, error) {
 // the connection.
 func (c *conn) message(frame []byte) error {
 	s := c.session
-	r, err := parse(frame, s.dotu)
+	r := &c.request
+	err := r.parse(&c.parser, frame, s.dotu)
 	if err == nil && s.most == 0 && r.kind != proto.Tversion {
 		err = ctl.Errorf(syscall.EPROTO, "message of type %d before Tversion", r.kind)
 	}
@@ -192,6 +196,7 @@ func (c *conn) work(r *request, frame []byte) error {
 		r.s.release(r.fid)
 		return c.send(answer)
 	}
+	r = &request{kind: r.kind, tag: r.tag, call: r.call, uname: r.uname, uid: r.uid, gid: r.gid, outstanding: r.outstanding}
 	if err := c.begin(r, frame); err != nil {
 		if r.kind == proto.Tremove {
 			r.s.clunk(r) // as it is whatever comes of it
@@ -389,9 +394,15 @@ func (c *conn) send(answer []byte) error {
 	return c.write(answer)
 }
 
-// write writes answers; c.out is held. Who does not take them is hung up on.
+// write writes answers; c.out is held. Who does not take them is hung up on,
+// after the time for that or half as much again: setting it costs as much as
+// an answer.
 func (c *conn) write(answers []byte) error {
-	c.nc.SetWriteDeadline(time.Now().Add(c.server.limits.Write))
+	limit := c.server.limits.Write
+	if now := time.Now(); now.After(c.renewed) {
+		c.nc.SetWriteDeadline(now.Add(limit + limit/2))
+		c.renewed = now.Add(limit / 2)
+	}
 	_, err := c.nc.Write(answers)
 	if err != nil {
 		c.nc.Close() // the reading goroutine hears of it

@@ -1,6 +1,7 @@
 package ninep
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
@@ -58,7 +59,8 @@ func FuzzFrame(f *testing.F) {
 			return
 		}
 		p = slices.Clip(slices.Clone(p))
-		r, err := parse(sized(p), dotu)
+		var r request
+		err := r.parse(new(bytes.Reader), sized(p), dotu)
 		if (err == nil) != (r.call != nil) {
 			t.Fatalf("%v and %v", r.call, err)
 		}
@@ -164,7 +166,7 @@ func TestHostile(t *testing.T) {
 		return p
 	})
 	good := attached(t, addr, "9P2000")
-	before, files := runtime.NumGoroutine(), openFiles(t)
+	before, files, memory := runtime.NumGoroutine(), openFiles(t), heap()
 	quiet := latencies(good, 300)
 
 	attackers := exec.Command(os.Args[0], "-test.run=TestAttackers", "-test.v")
@@ -180,6 +182,7 @@ func TestHostile(t *testing.T) {
 	good.clunk(1)
 	waitFor(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= before })
 	waitFor(t, "connections end", func() bool { return openFiles(t) <= files })
+	waitFor(t, "memory returns", func() bool { return heap() < memory+4<<20 })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.conns) != 1 || len(s.users) != 1 {
@@ -206,6 +209,13 @@ func TestAttackers(t *testing.T) {
 		}()
 	}
 	time.Sleep(time.Minute)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
 
 // openFiles is how many descriptors this process has.

@@ -128,32 +128,36 @@ type request struct {
 	outstanding
 }
 
-// parse takes a frame apart, size and all. The frame is held against the
-// layout of its type first: go9p's parser, which reads it then, believes what
-// is counted. A Twrite's data is the frame's own memory.
-func parse(frame []byte, dotu bool) (*request, error) {
-	r := &request{kind: frame[4], tag: binary.LittleEndian.Uint16(frame[5:]), uname: noID, uid: noID, gid: noID}
+// parse makes r what a frame says. The frame is held against the layout of its
+// type first: go9p's parser, which reads it from in then, believes what is
+// counted. A Twrite's data is the frame's own memory. With an error r has no
+// more than its kind and its tag.
+func (r *request) parse(in *bytes.Reader, frame []byte, dotu bool) error {
+	*r = request{kind: frame[4], tag: binary.LittleEndian.Uint16(frame[5:]), uname: noID, uid: noID, gid: noID}
 	tail, err := checkLayout(frame, dotu)
 	if err != nil {
-		return r, err
+		return err
 	}
 	if r.kind == proto.Twrite { // go9p's parser has it copied, and takes no more than 65535 bytes
 		r.call = parseWrite(frame, r.tag)
-		return r, nil
+		return nil
 	}
 	if r.kind == proto.Twstat {
 		tail, err = checkEntry(frame[headerSize+4+2:], dotu)
 		if err != nil {
-			return r, err
+			return err
 		}
 	}
+	in.Reset(frame)
+	call, err := proto.ParseCall(in)
+	if err != nil {
+		return ctl.Errorf(syscall.EMSGSIZE, "message of type %d: %v", r.kind, err)
+	}
+	r.call = call
 	if len(tail) > 0 {
 		r.parseTail(tail)
 	}
-	if r.call, err = proto.ParseCall(bytes.NewReader(frame)); err != nil {
-		return r, ctl.Errorf(syscall.EMSGSIZE, "message of type %d: %v", r.kind, err)
-	}
-	return r, nil
+	return nil
 }
 
 // checkLayout gives what 9P2000.u has behind the message.

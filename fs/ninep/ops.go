@@ -116,10 +116,17 @@ func (r *request) walk(t *proto.TWalk) ([]byte, error) {
 	if r.fid.open() {
 		return nil, syscall.EBADF
 	}
-	answer := proto.RWalk{Header: r.header()}
+	answer := proto.RWalk{Header: r.header(), Wqid: make([]proto.Qid, 0, len(t.Wname))}
 	at := r.fid.at
+	var attr fs.Attr
+	if len(t.Wname) > 0 {
+		var err error
+		if attr, err = at.node.Attr(r.ctx); err != nil {
+			return nil, err
+		}
+	}
 	for _, name := range t.Wname {
-		next, q, err := at.walk(r.ctx, &r.fid.by, name)
+		next, err := at.walk(r.ctx, &r.fid.by, &attr, name)
 		if err != nil && len(answer.Wqid) == 0 {
 			return nil, err
 		}
@@ -127,7 +134,7 @@ func (r *request) walk(t *proto.TWalk) ([]byte, error) {
 			break
 		}
 		at = next
-		answer.Wqid = append(answer.Wqid, q)
+		answer.Wqid = append(answer.Wqid, qid(&attr))
 	}
 	answer.Nwqid = uint16(len(answer.Wqid))
 	if len(answer.Wqid) == len(t.Wname) {
@@ -145,18 +152,15 @@ func (r *request) walked(f *fid) error {
 	return r.s.add(f)
 }
 
-// walk goes to an entry, or up.
-func (at *place) walk(ctx context.Context, by *ctl.Cred, name string) (*place, proto.Qid, error) {
+// walk goes to an entry, or up. attr are the attributes of where it is, and
+// then of where it came to.
+func (at *place) walk(ctx context.Context, by *ctl.Cred, attr *fs.Attr, name string) (*place, error) {
 	d, ok := at.node.(fs.Dir)
 	if !ok {
-		return nil, proto.Qid{}, syscall.ENOTDIR
+		return nil, syscall.ENOTDIR
 	}
-	attr, err := d.Attr(ctx)
-	if err == nil && !may(by, &attr, ctl.MaySearch) {
-		err = syscall.EACCES
-	}
-	if err != nil {
-		return nil, proto.Qid{}, err
+	if !may(by, attr, ctl.MaySearch) {
+		return nil, syscall.EACCES
 	}
 	next := at.up
 	switch {
@@ -165,12 +169,13 @@ func (at *place) walk(ctx context.Context, by *ctl.Cred, name string) (*place, p
 	case name != "..":
 		n, err := d.Lookup(ctx, name)
 		if err != nil {
-			return nil, proto.Qid{}, err
+			return nil, err
 		}
 		next = &place{node: n, name: name, up: at}
 	}
-	attr, err = next.node.Attr(ctx)
-	return next, qid(&attr), err
+	a, err := next.node.Attr(ctx)
+	*attr = a
+	return next, err
 }
 
 // leastRoom is how much is set aside for a read, in bytes; more only if the

@@ -112,8 +112,7 @@ func New(root fs.Dir, o Options) *Server {
 	return s
 }
 
-// acceptPause is how long nobody is let in when the process has no
-// descriptors left.
+// acceptPause is how long nobody is let in after that failed.
 const acceptPause = 100 * time.Millisecond
 
 // Serve lets in whoever connects to l, as who says he is, until l is closed.
@@ -121,20 +120,28 @@ const acceptPause = 100 * time.Millisecond
 func (s *Server) Serve(l net.Listener, who Who) error {
 	for {
 		c, err := l.Accept()
-		var ne net.Error
 		switch {
 		case err == nil:
 			s.Take(c, who)
 		case errors.Is(err, net.ErrClosed):
 			return net.ErrClosed
-		case s.ctx.Err() != nil:
-			return err
-		case errors.As(err, &ne): // of one connection, or of descriptors
+		case passes(err) && s.ctx.Err() == nil:
 			time.Sleep(acceptPause)
 		default:
 			return err
 		}
 	}
+}
+
+// passes reports whether accept can work again after err: what was wrong is
+// one connection, or the process has no descriptor or memory left.
+func passes(err error) bool {
+	for _, e := range []error{syscall.ECONNABORTED, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EPROTO, syscall.EPERM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // Take serves one connection in goroutines of its own, and closes it. One
