@@ -1,8 +1,10 @@
 package fuse
 
 import (
+	"cmp"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 
@@ -15,7 +17,8 @@ import (
 // comes: the kernel takes no lock for it that a request could hold, and a
 // stat that follows a write is right. That a name is gone takes the lock of
 // its directory, which the kernel holds over every mkdir and rmdir that we
-// have not answered yet: it is said by a goroutine of its own.
+// have not answered yet: it is said by a goroutine of its own, for which
+// requests wait that hold no directory (settle).
 type notifier struct {
 	inodes *inodes
 	server atomic.Pointer[gofuse.Server]
@@ -24,7 +27,13 @@ type notifier struct {
 	gone  map[entry]bool
 	owned map[entry]int // the kernel itself is about to forget them
 	wake  chan struct{}
+
+	// Closed when the kernel was told of what is in gone, and of those before.
+	told, telling chan struct{}
 }
+
+// settleTime bounds settle: a directory may be held by a request that waits.
+const settleTime = time.Second
 
 func newNotifier(t *inodes) *notifier {
 	return &notifier{inodes: t, gone: map[entry]bool{}, owned: map[entry]int{}, wake: make(chan struct{}, 1)}
@@ -67,11 +76,35 @@ func (n *notifier) add(gone []entry) {
 			n.gone[e] = true
 		}
 	}
-	if len(n.gone) > 0 {
-		select {
-		case n.wake <- struct{}{}:
-		default:
-		}
+	if len(n.gone) == 0 {
+		return
+	}
+	if n.told == nil {
+		n.told = make(chan struct{})
+	}
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// settle waits until the kernel was told of the names that are gone now. Who
+// removed one, or made something of the same name, would otherwise be led to
+// what was there before. No request for which the kernel holds a directory
+// may wait for it.
+func (n *notifier) settle(cancel <-chan struct{}) {
+	n.mu.Lock()
+	told := cmp.Or(n.told, n.telling)
+	n.mu.Unlock()
+	if told == nil {
+		return
+	}
+	limit := time.NewTimer(settleTime)
+	defer limit.Stop()
+	select {
+	case <-told:
+	case <-cancel:
+	case <-limit.C:
 	}
 }
 
@@ -101,11 +134,14 @@ func (n *notifier) run(done <-chan struct{}) {
 			return
 		}
 		n.mu.Lock()
-		gone := n.gone
-		n.gone = map[entry]bool{}
+		gone, told := n.gone, n.told
+		n.gone, n.told, n.telling = map[entry]bool{}, nil, told
 		n.mu.Unlock()
 		for e := range gone {
 			n.server.Load().EntryNotify(e.dir, e.name)
+		}
+		if told != nil {
+			close(told)
 		}
 	}
 }

@@ -313,3 +313,31 @@ var files = func() int {
 	}
 	return n
 }()
+
+// A name that a write made free is free when the write returns: the kernel
+// has forgotten what was there.
+func TestNameAgain(t *testing.T) {
+	dir, _, _ := tree(t)
+	for range 30 {
+		for _, vm := range []string{dir + "/vm/again", dir + "/vm/again/nic/0"} {
+			if err := os.Mkdir(vm, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(vm); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(t, dir+"/vm/again/config", "-nic/0\n")
+		if err := os.Mkdir(dir+"/vm/again/nic/0", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		put(t, dir+"/vm/again/ctl", "remove\n")
+	}
+}
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0); err != nil {
+		t.Fatal(err)
+	}
+}
