@@ -136,14 +136,15 @@ type Port struct {
 // LinkState is what the kernel has of a link.
 type LinkState struct {
 	Link
-	Ifname  string // empty if it is gone
-	Ifindex int
-	Made    bool   // by us; else it was found
-	Master  string // the bridge or VRF that it is a port of; empty for none
-	Up      bool
-	Running bool // it is up, and somebody holds the other end
-	MAC     net.HardwareAddr
-	Addrs   []netip.Prefix
+	Ifname           string // empty if it is gone
+	Ifindex          int
+	Made             bool   // by us; else it was found
+	Master           string // the bridge or VRF that it is a port of; empty for none
+	Up               bool
+	Running          bool // it is up, and somebody holds the other end
+	Locked, Isolated bool // as a port of a bridge: see Port
+	MAC              net.HardwareAddr
+	Addrs            []netip.Prefix
 	RxBytes, RxPackets, RxDropped,
 	TxBytes, TxPackets, TxDropped uint64 // as the host counts: rx is what came from the guest
 }

@@ -24,6 +24,7 @@ type nic struct {
 	n      int
 	link   Link
 	mac    net.HardwareAddr
+	groups []string    // its own, as it was launched
 	ifname string      // empty if its tap is gone
 	sw     *Switch     // that it is a port of; nil for none
 	local  *LocalAddrs // nil for a NIC that is not local
@@ -53,7 +54,7 @@ func (vm *VM) connect(ctx context.Context, l *launch, d *definition, spec *Launc
 		if err != nil {
 			return Errorf(syscall.EINVAL, "nic/%d/mac: %v", n, err)
 		}
-		c := &nic{n: n, link: NICLink(vm.id, n), mac: mac}
+		c := &nic{n: n, link: NICLink(vm.id, n), mac: mac, groups: strings.Fields(d.get(nicAttr(n, "group")))}
 		vm.mu.Lock()
 		l.nics = append(l.nics, c)
 		vm.mu.Unlock()
@@ -71,7 +72,7 @@ func (vm *VM) connectNIC(ctx context.Context, c *nic, d *definition, spec *Launc
 		"alias":   func() error { return host.Alias(ctx, c.link, vm.Name()) },
 		"switch":  func() error { return vm.plug(ctx, c, d) },
 		"rdomain": func() error { return vm.routed(ctx, c, d) },
-		"group":   func() error { return vm.group(ctx, c, d) },
+		"group":   func() error { return vm.group(ctx, c) },
 		"address": func() error { return vm.addressed(ctx, c, d) },
 		"up":      func() error { return host.SetUp(ctx, c.link, d.nicUp(c.n)) },
 		"lease":   func() error { return vm.serveLocal(ctx, c) },
@@ -135,7 +136,7 @@ func (vm *VM) unplug(ctx context.Context, c *nic, gone bool) error {
 // port is what a switch knows of a NIC.
 func (vm *VM) port(c *nic, d *definition) port {
 	return port{vm: vm, n: c.n, link: c.link, ifname: c.ifname, mac: c.mac,
-		locked: d.get(nicAttr(c.n, "locked")) == "yes", up: d.nicUp(c.n), groups: strings.Fields(d.get(nicAttr(c.n, "group")))}
+		locked: d.get(nicAttr(c.n, "locked")) == "yes", up: d.nicUp(c.n), groups: c.groups}
 }
 
 func (vm *VM) routed(ctx context.Context, c *nic, d *definition) error {
@@ -147,15 +148,19 @@ func (vm *VM) routed(ctx context.Context, c *nic, d *definition) error {
 }
 
 // group puts a NIC into its groups, and into those of its switch.
-func (vm *VM) group(ctx context.Context, c *nic, d *definition) error {
-	groups := strings.Fields(d.get(nicAttr(c.n, "group")))
-	if c.sw != nil {
-		groups = union(groups, strings.Fields(c.sw.Get("group")))
-	}
+func (vm *VM) group(ctx context.Context, c *nic) error {
+	groups := c.allGroups()
 	if len(groups) == 0 {
 		return nil
 	}
 	return vm.m.Host.Groups(ctx, c.link, groups)
+}
+
+func (c *nic) allGroups() []string {
+	if c.sw == nil {
+		return c.groups
+	}
+	return union(slices.Clone(c.groups), strings.Fields(c.sw.Get("group")))
 }
 
 func union(a, b []string) []string {
@@ -286,14 +291,17 @@ func (d *definition) nicDiffers(now *definition, n int) bool {
 func (vm *VM) replug(ctx context.Context, c *nic, was, now *definition) error {
 	differs := func(file string) bool { return was.get(nicAttr(c.n, file)) != now.get(nicAttr(c.n, file)) }
 	if differs("switch") {
+		groups := c.allGroups()
 		if err := vm.unplug(ctx, c, false); err != nil {
 			return err
 		}
 		if err := vm.plug(ctx, c, now); err != nil {
 			return err
 		}
-		if err := vm.group(ctx, c, now); err != nil {
-			return err
+		if now := c.allGroups(); !slices.Equal(groups, now) {
+			if err := vm.m.Host.Groups(ctx, c.link, now); err != nil {
+				return err
+			}
 		}
 	} else if c.sw != nil {
 		if err := c.sw.change(ctx, vm.port(c, now), differs("locked")); err != nil {
@@ -410,6 +418,14 @@ func (vm *VM) observe(ctx context.Context, d *definition, c nic) []string {
 	}
 	if c.sw != nil && s.Master != c.sw.bridge() {
 		say("switch", "%s is not a port of %s", s.Ifname, c.sw.Name())
+	} else if c.sw != nil {
+		want := vm.port(&c, d).flags(c.sw.def.Load())
+		if s.Locked != want.Locked {
+			say("locked", "%s is %s", s.Ifname, map[bool]string{true: "locked", false: "not locked"}[s.Locked])
+		}
+		if s.Isolated != want.Isolated {
+			say("switch", "%s is %s", s.Ifname, map[bool]string{true: "isolated", false: "not isolated"}[s.Isolated])
+		}
 	}
 	if s.Up != d.nicUp(c.n) {
 		say("up", "%s is %s", s.Ifname, map[bool]string{true: "up", false: "down"}[s.Up])

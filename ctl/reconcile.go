@@ -96,7 +96,8 @@ func (vm *VM) launchedNICs(d *definition) []*nic {
 	var list []*nic
 	for n := range MaxNICs {
 		if mac, err := net.ParseMAC(d.launched[nicAttr(n, "mac")]); err == nil {
-			list = append(list, &nic{n: n, link: NICLink(vm.id, n), mac: mac})
+			list = append(list, &nic{n: n, link: NICLink(vm.id, n), mac: mac,
+				groups: strings.Fields(d.launched[nicAttr(n, "group")])})
 		}
 	}
 	return list
@@ -133,14 +134,16 @@ func (vm *VM) takeUpNIC(ctx context.Context, c *nic, s LinkState) error {
 	if !d.parts[Part{"nic", c.n}] {
 		return nil // it goes with the launch
 	}
-	if err := vm.group(ctx, c, d); err != nil {
+	if err := vm.m.Host.Groups(ctx, c.link, c.allGroups()); err != nil {
 		return err
 	}
 	return vm.m.Host.SetUp(ctx, c.link, d.nicUp(c.n))
 }
 
 // takeUpPort plugs a NIC in again if it is not in its switch, and takes it out
-// of another: a change that was not saved may have come so far.
+// of another: a change that was not saved may have come so far. For the same
+// reason a port with other flags is made one anew; and one that is down, which
+// loses nothing, since it may have been on the way to being made.
 func (vm *VM) takeUpPort(ctx context.Context, c *nic, s LinkState, d *definition) error {
 	name := d.get(nicAttr(c.n, "switch"))
 	sw, ok := vm.m.switches.named(name)
@@ -152,7 +155,11 @@ func (vm *VM) takeUpPort(ctx context.Context, c *nic, s LinkState, d *definition
 		}
 		return vm.plug(ctx, c, d)
 	}
-	sw.book(vm.port(c, d))
+	p := vm.port(c, d)
+	flags := p.flags(sw.def.Load())
+	if err := sw.change(ctx, p, !s.Up || s.Locked != flags.Locked || s.Isolated != flags.Isolated); err != nil {
+		return err
+	}
 	vm.mu.Lock()
 	c.sw = sw
 	vm.mu.Unlock()

@@ -271,8 +271,12 @@ func (sw *Switch) portsBack(ctx context.Context, d *definition, bridge string) e
 
 // join makes a NIC a port of the bridge, with its flags. It is down then.
 func (sw *Switch) join(ctx context.Context, d *definition, p port) error {
-	return sw.m.Host.Attach(ctx, p.link, sw.link(), Port{
-		MAC: p.mac, Locked: p.locked || d.get("locked") == "yes", Isolated: d.get("isolated") == "yes"})
+	return sw.m.Host.Attach(ctx, p.link, sw.link(), p.flags(d))
+}
+
+// flags are those of a port of a switch with the definition d.
+func (p port) flags(d *definition) Port {
+	return Port{MAC: p.mac, Locked: p.locked || d.get("locked") == "yes", Isolated: d.get("isolated") == "yes"}
 }
 
 // serve answers DHCP as d says.

@@ -340,7 +340,7 @@ func TestReplug(t *testing.T) {
 	step("nic/0/up", "no", "up vm1-if0 false")
 	step("nic/0/up", "yes", "up vm1-if0 true")
 	step("nic/0/locked", "yes", "attach vm1-if0 switch1 02:00:00:00:00:01 true false\nup vm1-if0 true")
-	step("nic/0/switch", "wan", "detach vm1-if0\nbridge switch2\nalias switch2 wan\nup switch2 true\nattach vm1-if0 switch2 02:00:00:00:00:01 true true\nup vm1-if0 true")
+	step("nic/0/switch", "wan", "detach vm1-if0\nbridge switch2\nalias switch2 wan\nup switch2 true\nattach vm1-if0 switch2 02:00:00:00:00:01 true true\ngroup vm1-if0\nup vm1-if0 true")
 	if sw.PortsText() != "" || wan.PortsText() == "" {
 		t.Errorf("ports: %q and %q", sw.PortsText(), wan.PortsText())
 	}
@@ -625,6 +625,33 @@ func TestReconcile(t *testing.T) {
 		host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Master = "switch2"; return k })
 	})
 	whole("a move was not saved")
+	restart(func() {
+		host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Locked, k.Isolated = true, true; return k })
+	})
+	if k, _ := host.Link(nic0); k.Locked || k.Isolated {
+		t.Errorf("flags that were not saved: %+v", k)
+	}
+	whole("flags were not saved")
+	ok(t, vm.Set(root, "nic/0/locked", "yes"))
+	config = vm.Config()
+	restart(func() {
+		host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Locked = false; return k })
+	})
+	if k, _ := host.Link(nic0); !k.Locked || !k.Up {
+		t.Errorf("loosened, and then nothing was saved: %+v", k)
+	}
+	whole("loosened")
+	host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Locked = false; return k })
+	if got := vm.Check(ctx); !strings.Contains(got, "nic/0/locked: tap0 is not locked") {
+		t.Errorf("check: %s", got)
+	}
+	restart(func() {
+		host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Locked, k.Up = true, false; return k })
+	})
+	if ops := host.Ops(); !strings.Contains(ops, "attach vm1-if0") {
+		t.Errorf("a port that was being made is not made anew:\n%s", ops)
+	}
+	whole("half made")
 	restart(func() {
 		host.Change(lan, func(*ctltest.Link) *ctltest.Link { return nil })
 		host.Change(nic0, func(k *ctltest.Link) *ctltest.Link { k.Master = ""; return k })

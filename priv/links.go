@@ -410,7 +410,8 @@ func parseLinks(args []string) (act, error) {
 }
 
 // stateFields tells of a link: LINK IFNAME INDEX made|found MASTER up|down
-// yes|no(running) MAC, six counters, and its addresses. None has a blank.
+// yes|no(running) yes|no(locked) yes|no(isolated) MAC, six counters, and its
+// addresses. None has a blank.
 func stateFields(s ctl.LinkState) []string {
 	word := func(b bool, yes, no string) string {
 		if b {
@@ -423,7 +424,7 @@ func stateFields(s ctl.LinkState) []string {
 		mac = s.MAC.String()
 	}
 	f := []string{s.Link.String(), ifnameArg(s.Ifname), strconv.Itoa(s.Ifindex), word(s.Made, "made", "found"),
-		ifnameArg(s.Master), word(s.Up, "up", "down"), yesNo(s.Running), mac}
+		ifnameArg(s.Master), word(s.Up, "up", "down"), yesNo(s.Running), yesNo(s.Locked), yesNo(s.Isolated), mac}
 	for _, n := range []uint64{s.RxBytes, s.RxPackets, s.RxDropped, s.TxBytes, s.TxPackets, s.TxDropped} {
 		f = append(f, strconv.FormatUint(n, 10))
 	}
@@ -435,7 +436,7 @@ func stateFields(s ctl.LinkState) []string {
 
 // parseState is the inverse of stateFields.
 func parseState(f []string) (s ctl.LinkState, err error) {
-	const fixed = 14
+	const fixed = 16
 	if len(f) < fixed {
 		return s, errAnswer("links")
 	}
@@ -459,12 +460,16 @@ func parseState(f []string) (s ctl.LinkState, err error) {
 	s.Up = f[5] == "up"
 	s.Running, e = parseYesNo(f[6])
 	fail(e)
-	if f[7] != noName {
-		s.MAC, e = net.ParseMAC(f[7])
+	s.Locked, e = parseYesNo(f[7])
+	fail(e)
+	s.Isolated, e = parseYesNo(f[8])
+	fail(e)
+	if f[9] != noName {
+		s.MAC, e = net.ParseMAC(f[9])
 		fail(e)
 	}
 	for i := range numbers {
-		numbers[i], e = strconv.ParseUint(f[8+i], 10, 64)
+		numbers[i], e = strconv.ParseUint(f[10+i], 10, 64)
 		fail(e)
 	}
 	s.RxBytes, s.RxPackets, s.RxDropped = numbers[0], numbers[1], numbers[2]

@@ -78,9 +78,9 @@ func FuzzParseLinkRequest(f *testing.F) {
 }
 
 func FuzzParseState(f *testing.F) {
-	f.Add("vm1-if0 tap0 12 made switch1 up yes fe:00:00:00:00:01 1 2 3 4 5 6 10.0.0.1/24")
-	f.Add("switch1 - 0 found - down no - 0 0 0 0 0 0")
-	f.Add("switch1 - -1 x - down no - 0 0 0 0 0 0")
+	f.Add("vm1-if0 tap0 12 made switch1 up yes yes no fe:00:00:00:00:01 1 2 3 4 5 6 10.0.0.1/24")
+	f.Add("switch1 - 0 found - down no no no - 0 0 0 0 0 0")
+	f.Add("switch1 - -1 x - down no no no - 0 0 0 0 0 0")
 	f.Fuzz(func(t *testing.T, line string) {
 		fields := strings.Split(line, " ")
 		s, err := parseState(fields)

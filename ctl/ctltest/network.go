@@ -196,13 +196,16 @@ func (n *Network) Attach(ctx context.Context, l, sw ctl.Link, p ctl.Port) error 
 		case k.Master != "" && k.Master != b.Ifname:
 			return ctl.Errorf(syscall.EBUSY, "attach %v: %s is a port of %s", l, k.Ifname, k.Master)
 		}
-		k.Master, k.Port, k.Up = b.Ifname, p, false
+		k.Master, k.Port, k.Locked, k.Isolated, k.Up = b.Ifname, p, p.Locked, p.Isolated, false
 		return nil
 	})
 }
 
 func (n *Network) Detach(ctx context.Context, l ctl.Link) error {
-	return n.do(ctx, "detach", l, "", func(k *Link) error { k.Master, k.Port, k.Up = "", ctl.Port{}, false; return nil })
+	return n.do(ctx, "detach", l, "", func(k *Link) error {
+		k.Master, k.Port, k.Locked, k.Isolated, k.Up = "", ctl.Port{}, false, false, false
+		return nil
+	})
 }
 
 func (n *Network) Uplink(ctx context.Context, l ctl.Link, ifname string) error {

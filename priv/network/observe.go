@@ -66,6 +66,9 @@ func (n *Network) state(l ctl.Link, addrs []addr) (ctl.LinkState, error) {
 	s.Running = i.RawFlags&unix.IFF_RUNNING != 0
 	if i.MasterIndex != 0 {
 		s.Master = n.kernel.nameOf(i.MasterIndex)
+		if s.Locked, s.Isolated, err = n.kernel.portFlags(i.Index); err != nil {
+			return s, err
+		}
 	}
 	for _, a := range addrs {
 		if a.index == i.Index && len(s.Addrs) < maxAddrs && a.IsValid() {

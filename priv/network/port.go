@@ -1,6 +1,9 @@
 package network
 
 import (
+	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
 	"syscall"
 
@@ -94,6 +97,41 @@ func (k *kernel) setPort(index int, p ctl.Port) error {
 		info.AddRtAttr(flag.attr, []byte{value})
 	}
 	return k.request(unix.RTM_SETLINK, 0, unix.AF_BRIDGE, index, info)
+}
+
+// portFlags are flags of a port of a bridge; of what is none, they are off.
+func (k *kernel) portFlags(index int) (locked, isolated bool, err error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.Sockets = k.words
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if errors.Is(err, unix.ENODEV) {
+		return false, false, nil
+	}
+	if err != nil || len(answers) != 1 || len(answers[0]) < unix.SizeofIfInfomsg {
+		return false, false, fmt.Errorf("flags of %s: %w", k.nameOf(index), cmp.Or(err, error(syscall.EIO)))
+	}
+	attrs := answers[0][unix.SizeofIfInfomsg:]
+	info := attribute(attrs, unix.IFLA_LINKINFO)
+	if kind := attribute(info, nl.IFLA_INFO_SLAVE_KIND); string(bytes.TrimRight(kind, "\x00")) != "bridge" {
+		return false, false, nil
+	}
+	flags := attribute(info, nl.IFLA_INFO_SLAVE_DATA)
+	on := func(flag uint16) bool { return bytes.Equal(attribute(flags, flag), []byte{1}) }
+	return on(nl.IFLA_BRPORT_LOCKED), on(nl.IFLA_BRPORT_ISOLATED), nil
+}
+
+// attribute finds the first of a kind, nil if there is none.
+func attribute(attrs []byte, kind uint16) []byte {
+	list, _ := nl.ParseRouteAttr(attrs) // what the kernel says is in order
+	for _, a := range list {
+		if a.Attr.Type&nl.NLA_TYPE_MASK == kind {
+			return a.Value
+		}
+	}
+	return nil
 }
 
 // Detach takes a NIC out of its switch: see ctl.Network.
