@@ -245,10 +245,13 @@ func TestNICOnSwitch(t *testing.T) {
 	}
 	s, err := n.Observe(nic0)
 	ok(t, err)
-	if s.Ifname != ifname || !s.Up || !s.Running || !s.Made || s.Master != name || s.Link != nic0 {
+	if s.Ifname != ifname || !s.Up || !s.Running || !s.Made || s.Master != name || s.Link != nic0 || !s.Locked || !s.Isolated {
 		t.Errorf("state %+v", s)
 	}
 	ok(t, n.Attach(nic0, one, ctl.Port{MAC: mac0}))
+	if s, err = n.Observe(nic0); err != nil || s.Locked || s.Isolated || s.Up {
+		t.Errorf("attached again: state %+v, %v", s, err)
+	}
 	if shown = run(t, "ip -d link show "+ifname); !strings.Contains(shown, "locked off") || !strings.Contains(shown, "learning on") || strings.Contains(shown, ",UP") {
 		t.Errorf("attached again:\n%s", shown)
 	}
@@ -479,6 +482,13 @@ func FuzzParseLink(f *testing.F) {
 
 func TestLoadBroken(t *testing.T) {
 	dir := t.TempDir()
+	ok(t, os.WriteFile(filepath.Join(dir, ".network.link.vm1-if0"), []byte("interf"), 0o600))
+	if _, _, err := (records{dir}).load(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("half a record is left: %v, %v", left, err)
+	}
 	ok(t, os.WriteFile(filepath.Join(dir, "link.vm1-if0"), []byte("interface tap0\n"), 0o600))
 	if _, _, err := (records{dir}).load(); err == nil || !strings.Contains(err.Error(), "link.vm1-if0: not a record") {
 		t.Errorf("got %v", err)

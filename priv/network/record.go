@@ -172,11 +172,13 @@ const (
 	linkPrefix = "link."
 	vrfPrefix  = "vrf."
 	ledgerName = "nftables"
+	unfinished = ".network."
 )
 
-// write puts a file in its place whole: a crash leaves it or what was there.
+// write puts a file in its place whole: a crash leaves it or what was there,
+// and a file beside it, which load removes.
 func (d records) write(name string, text []byte) error {
-	tmp := d.dir + "/." + name
+	tmp := d.dir + "/" + unfinished + name
 	if err := os.WriteFile(tmp, text, 0o600); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
@@ -204,6 +206,12 @@ func (d records) load() (links map[ctl.Link]*record, vrfs map[uint32]*record, er
 	links, vrfs = make(map[ctl.Link]*record), make(map[uint32]*record)
 	for _, e := range entries {
 		path := d.dir + "/" + e.Name()
+		if strings.HasPrefix(e.Name(), unfinished) {
+			if err := os.Remove(path); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
 		token, isLink := strings.CutPrefix(e.Name(), linkPrefix)
 		number, isVRF := strings.CutPrefix(e.Name(), vrfPrefix)
 		if !isLink && !isVRF {
