@@ -80,7 +80,7 @@ func FuzzFrame(f *testing.F) {
 // run sends a client's bytes and waits until nothing is left of him.
 func run(t *testing.T, s *Server, d fakeDir, input []byte) {
 	a, b := net.Pipe()
-	s.Take(b, Nobody)
+	s.admit(b, Nobody, make(chan struct{}, 1))
 	go func() { // reads all answers
 		p := make([]byte, 64<<10)
 		for {

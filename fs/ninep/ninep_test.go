@@ -5,6 +5,7 @@ import (
 	"net"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -286,6 +287,27 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	waitFor(t, "no file open", func() bool { return d.opens() == 0 })
+}
+
+// Whatever others do, root comes in.
+func TestRootComesIn(t *testing.T) {
+	d, _ := fakes()
+	var mu sync.Mutex
+	peer := Peer{Cred: alice}
+	addr, _ := serve(t, d, Options{Limits: Limits{Conns: 4, AllConns: 8}}, func() Peer {
+		mu.Lock()
+		defer mu.Unlock()
+		peer.UID++
+		return peer
+	})
+	for range 8 {
+		attached(t, addr, "9P2000")
+	}
+	dial(t, addr).hungUp()
+	mu.Lock()
+	peer.UID = noID // and then 0
+	mu.Unlock()
+	attached(t, addr, "9P2000")
 }
 
 func BenchmarkStatus(b *testing.B) {

@@ -48,11 +48,11 @@ type Limits struct {
 	Requests int // that a connection waits for at once; a user twice as many; 2048
 	Held     int // bytes of writes that a connection waits for; 1 MiB
 	Conns    int // connections of a user; 64
-	AllConns int // connections of all; 1024
+	AllConns int // connections of all, beside which root may have as many as a user; 1024
 
 	Attach time.Duration // from connecting to Tattach; 10 s
 	Frame  time.Duration // from the first byte of a message to its last; 30 s
-	Write  time.Duration // for a client to take an answer; 30 s
+	Write  time.Duration // for a client to take an answer, at least; half as much again at most; 30 s
 	Flush  time.Duration // for what is flushed to end by itself; 50 ms
 }
 
@@ -115,14 +115,19 @@ func New(root fs.Dir, o Options) *Server {
 // acceptPause is how long nobody is let in after that failed.
 const acceptPause = 100 * time.Millisecond
 
+// maxStrangers is how many connections of a listener may be on their way to say
+// who they are; the others wait to be accepted.
+const maxStrangers = 64
+
 // Serve lets in whoever connects to l, as who says he is, until l is closed.
 // It returns why that was; net.ErrClosed if the caller did it.
 func (s *Server) Serve(l net.Listener, who Who) error {
+	strangers := make(chan struct{}, maxStrangers)
 	for {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
-			s.Take(c, who)
+			s.admit(c, who, strangers)
 		case errors.Is(err, net.ErrClosed):
 			return net.ErrClosed
 		case passes(err) && s.ctx.Err() == nil:
@@ -144,23 +149,34 @@ func passes(err error) bool {
 	return false
 }
 
-// Take serves one connection in goroutines of its own, and closes it. One
-// that is too many it closes at once.
-func (s *Server) Take(c net.Conn, who Who) {
+// admit serves a connection in goroutines of its own, and closes it. One that
+// is too many it closes at once.
+func (s *Server) admit(c net.Conn, who Who, strangers chan struct{}) {
+	select {
+	case strangers <- struct{}{}:
+	case <-s.ctx.Done():
+		c.Close()
+		return
+	}
 	if !s.enter(c) {
+		<-strangers
 		c.Close()
 		return
 	}
 	go func() {
 		defer s.leave(c)
-		s.serve(c, who)
+		peer, err := s.meet(c, who)
+		<-strangers
+		if err == nil { // to whom else should it be said
+			s.serve(c, peer)
+		}
 	}()
 }
 
 func (s *Server) enter(c net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx.Err() != nil || len(s.conns) >= s.limits.AllConns {
+	if s.ctx.Err() != nil || len(s.conns) >= s.limits.AllConns+s.limits.Conns {
 		return false
 	}
 	s.conns[c] = true
@@ -176,22 +192,21 @@ func (s *Server) leave(c net.Conn) {
 	s.wait.Done()
 }
 
-// serve finds out who c is and serves him, until he hangs up or breaks the
-// rules.
-func (s *Server) serve(nc net.Conn, who Who) {
+// meet finds out who a connection is.
+func (s *Server) meet(c net.Conn, who Who) (Peer, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.limits.Attach)
-	peer, err := who(ctx, nc)
-	cancel()
-	if err != nil {
-		return // to whom should it be said
-	}
-	u := s.come(peer.UID)
+	defer cancel()
+	return who(ctx, c)
+}
+
+// serve serves a connection until its client hangs up or breaks the rules.
+func (s *Server) serve(nc net.Conn, p Peer) {
+	u := s.come(p.UID)
 	if u == nil {
 		return
 	}
 	defer s.part(u)
-	c := newConn(s, nc, peer, u)
-	c.serve()
+	newConn(s, nc, p, u).serve()
 }
 
 // Close hangs up on everybody and returns when nobody is served any more. It
@@ -221,11 +236,11 @@ func (s *Server) come(uid uint32) *account {
 	u := s.users[uid]
 	if u == nil {
 		u = &account{uid: uid}
-		s.users[uid] = u
 	}
-	if uid != 0 && u.conns >= s.limits.Conns {
+	if uid != 0 && (u.conns >= s.limits.Conns || len(s.conns) > s.limits.AllConns) {
 		return nil
 	}
+	s.users[uid] = u
 	u.conns++
 	return u
 }
