@@ -1,5 +1,7 @@
 package ctl
 
+import "testing"
+
 // Saved is the definition as STATE has it.
 func (o *object) Saved() string { return o.def.Load().text() }
 
@@ -18,3 +20,14 @@ var (
 
 // ParseResolvers is what of a resolv.conf a guest is told.
 var ParseResolvers = parseResolvers
+
+// Resolvers are what guests are told now.
+var Resolvers = resolvers
+
+// SetResolvConfs makes other files than the host's say what resolvers it asks,
+// for the time of a test.
+func SetResolvConfs(t *testing.T, files ...string) {
+	was := resolvConfs
+	resolvConfs = files
+	t.Cleanup(func() { resolvConfs = was })
+}

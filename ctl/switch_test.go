@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -723,6 +725,35 @@ func TestNet(t *testing.T) {
 		if err := vm.Do(ctx, root, "start", ""); id == 3 && !errors.Is(err, syscall.ENOSPC) || id < 3 && err != nil {
 			t.Errorf("machine %d: %v", id, err)
 		}
+	}
+}
+
+// A resolv.conf of systemd-resolved's has the host's own stub; guests are told
+// what that asks.
+func TestResolversBehindTheStub(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		ok(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+		return filepath.Join(dir, name)
+	}
+	stub, real := file("stub", "nameserver 127.0.0.53\noptions edns0 trust-ad\n"), file("real", "nameserver 192.0.2.53\n")
+	link := filepath.Join(dir, "link")
+	ok(t, os.Symlink("stub", link))
+	for _, files := range [][]string{{link, real}, {stub, real}, {dir + "/none", real}, {real, stub}} {
+		ctl.SetResolvConfs(t, files...)
+		m, vm, _, host := plugged(t, "address 10.0.0.1/24\ndhcp yes\n")
+		ok(t, vm.Edit(root, "nic/1/local yes\n"))
+		ok(t, vm.Do(ctx, root, "start", ""))
+		for _, l := range []ctl.Link{lan, ctl.NICLink(1, 1)} {
+			if s, _, _ := host.Served(l); fmt.Sprint(s.DNS) != "[192.0.2.53]" {
+				t.Errorf("%v of %v: got resolvers %v", l, files, s.DNS)
+			}
+		}
+		m.Close()
+	}
+	ctl.SetResolvConfs(t, stub)
+	if got := ctl.Resolvers(); got != nil {
+		t.Errorf("of the stub alone: got %v", got)
 	}
 }
 

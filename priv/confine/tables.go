@@ -81,6 +81,8 @@ var Core = Role{
 		{"RUN/guest", Connect, false, "the guests' sockets"},
 		{"/proc", Read, false, "groups of a caller, of whose thread FUSE tells"},
 		{"/etc", Read, false, "passwd and group; they are replaced, so a rule on the files would not hold"},
+		{"/run/systemd/resolve", Read, true, "the resolvers that guests are told of: /etc/resolv.conf may lead there, and has only the host's own"},
+		{"/run/resolvconf", Read, true, "the same, of hosts where another program writes resolv.conf"},
 		{"/usr/share/zoneinfo", Read, true, "the local time, for what people read"},
 	},
 }
