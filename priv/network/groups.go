@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
@@ -101,7 +102,8 @@ func (n *Network) member(c *nftables.Conn, f nftables.TableFamily, group, ifname
 	if err != nil {
 		return err
 	}
-	set := &nftables.Set{Table: n.table(f), Name: group, KeyType: nftables.TypeIFName}
+	// Without its byte order nft(8) shows every name as an empty one.
+	set := &nftables.Set{Table: n.table(f), Name: group, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	if t == nil {
 		if err := n.willMake(made("table", f)); err != nil {
 			return err
