@@ -81,6 +81,7 @@ func run(t *testing.T, p testscript.Params, flags ...string) {
 	p.Setup = func(env *testscript.Env) error { return setUp(env, program, kernel, initrd) }
 	p.Condition = exists
 	p.Cmds = map[string]func(*testscript.TestScript, bool, []string){
+		"netns":    netns,
 		"serve":    serve,
 		"term":     term,
 		"killrole": killRole,
@@ -121,7 +122,8 @@ func requirements(t *testing.T) (kernel, initrd string) {
 	if os.Getuid() != 0 {
 		skip("skipping the sessions: they mount and spawn, and that needs root")
 	}
-	for _, p := range []string{"qemu-system-x86_64", "bash", "setpriv", "prlimit", "script", "timeout"} {
+	for _, p := range []string{"qemu-system-x86_64", "bash", "setpriv", "prlimit", "script", "timeout",
+		"nsenter", "ip", "bridge", "nft", "ping"} {
 		if _, err := exec.LookPath(p); err != nil {
 			skip("skipping the sessions: %v", err)
 		}
@@ -172,6 +174,9 @@ func program(t *testing.T, flags ...string) string {
 	return dir + "/vmfs"
 }
 
+// stageKey is under which a script keeps its stage.
+type stageKey struct{}
+
 // A stage is what one script has to itself.
 type stage struct {
 	env    *testscript.Env
@@ -180,6 +185,7 @@ type stage struct {
 	serve  *exec.Cmd
 	ended  chan struct{} // closed when serve was reaped
 	before string        // what "leaks before" saw
+	netns  []string      // network namespaces; the daemon and the lines are in the first
 }
 
 // tags tell the processes of one stage from those of another. Nothing that
@@ -193,7 +199,7 @@ func setUp(env *testscript.Env, program, kernel, initrd string) error {
 		return err
 	}
 	s := &stage{env: env, dir: dir, tag: 400000 + uint64(os.Getpid())%100000*4 + tags.Add(1)<<10}
-	env.Values[stage{}] = s
+	env.Values[stageKey{}] = s
 	env.Defer(s.tearDown)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return err
@@ -232,7 +238,7 @@ func copyFile(to, from string) error {
 }
 
 func stageOf(ts *testscript.TestScript) *stage {
-	return ts.Value(stage{}).(*stage)
+	return ts.Value(stageKey{}).(*stage)
 }
 
 // tearDown leaves nothing, however the script ended.
@@ -247,6 +253,7 @@ func (s *stage) tearDown() {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	s.removeNetns()
 	for range 100 {
 		mounts := s.mounts()
 		if len(mounts) == 0 {
@@ -269,10 +276,11 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	if s.running() {
 		ts.Fatalf("the daemon runs already")
 	}
-	args = append([]string{"--msgqueue=" + ts.Getenv("TAG"), ts.Getenv("VMFS"), "serve",
+	args = append([]string{"prlimit", "--msgqueue=" + ts.Getenv("TAG"), ts.Getenv("VMFS"), "serve",
 		"-m", ts.Getenv("MNT"), "-state", ts.Getenv("STATE"), "-run", ts.Getenv("RUN"),
 		"-images", ts.Getenv("IMAGES")}, args...)
-	cmd := exec.Command("prlimit", args...)
+	args = s.inNetns(args...)
+	cmd := exec.Command(args[0], args[1:]...)
 	stdout, err := cmd.StdoutPipe()
 	ts.Check(err)
 	log, err := os.OpenFile(ts.MkAbs(ts.Getenv("WORK")+"/serve.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -366,7 +374,8 @@ func killRole(ts *testscript.TestScript, neg bool, args []string) {
 
 // shell runs a line; nothing in a session may take longer than a minute.
 func shell(ts *testscript.TestScript, line string) (stdout, stderr string, err error) {
-	err = ts.Exec("timeout", "-k", "5", "60", "bash", "-c", line)
+	args := append([]string{"-k", "5", "60"}, stageOf(ts).inNetns("bash", "-c", line)...)
+	err = ts.Exec("timeout", args...)
 	return ts.ReadFile("stdout"), ts.ReadFile("stderr"), err
 }
 
@@ -489,7 +498,24 @@ func leaks(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	ts.Fatalf("leaks: got\n%s\nwant\n%s", now, s.before)
+	ts.Fatalf("leaks, - before and + now:\n%s", differences(s.before, now))
+}
+
+// differences are the lines that are in one of two texts only; both texts if
+// there are none.
+func differences(before, now string) string {
+	var b strings.Builder
+	for _, text := range []struct{ sign, lines, other string }{{"-", before, now}, {"+", now, before}} {
+		for line := range strings.Lines(text.lines) {
+			if !strings.Contains("\n"+text.other, "\n"+line) {
+				b.WriteString(text.sign + line)
+			}
+		}
+	}
+	if b.Len() == 0 {
+		return before + "\nand\n" + now
+	}
+	return b.String()
 }
 
 // holdings lists everything that a stage has of the host, pids left out.
@@ -512,5 +538,6 @@ func (s *stage) holdings() string {
 	for _, l := range s.locks() {
 		fmt.Fprintf(&b, "lock %s\n", l)
 	}
+	b.WriteString(s.links())
 	return b.String()
 }

@@ -11,8 +11,8 @@ box=$cache/box
 # What the box's programs come from. It has their libraries besides, and
 # nothing else of this host: no users, no configuration, nothing but /usr.
 box_packages="base-files base-passwd bash bsdutils busybox-static coreutils
-	dash diffutils findutils fuse3 grep gzip hostname iproute2 libc-bin
-	libgcc-s1 mawk mount ncurses-base procps sed tar util-linux
+	dash diffutils findutils fuse3 grep gzip hostname iproute2 iputils-ping libc-bin
+	libgcc-s1 mawk mount ncurses-base nftables procps sed tar util-linux
 	attr rsync
 	ipxe-qemu ovmf qemu-system-common qemu-system-data qemu-system-x86
 	qemu-utils seabios"

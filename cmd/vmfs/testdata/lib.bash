@@ -53,3 +53,31 @@ remote() {
 	echo $! >"$WORK/remote.pid"
 	wait $!
 }
+
+# guest NAME LINE types a line on a console, and is done when the guest is,
+# with its status.
+guest() {
+	local n=$SRANDOM said
+	echo "$2; echo ended \$(($n)) \$?" >"$MNT/live/vm/$1/console"
+	said=$(timeout 40 grep -a -o -m1 "^ended $n [0-9]*" "$MNT/live/vm/$1/console") && return "${said##* }"
+}
+
+# plugged NAME ADDR SWITCH makes a machine that boots the Debian kernel, with
+# one NIC on a switch.
+plugged() {
+	debian "$1" "net=$2" && cat >"$MNT/vm/$1/config" <<-END
+		memory 128M
+		nic/0/switch $3
+	END
+}
+
+# cable NAME NETNS ADDR lays a cable from NAME to eth0 of another network
+# namespace, which has an address, and waits until both ends carry.
+cable() {
+	ip link add "$1" type veth peer name eth0 netns "$2" &&
+		ip -n "$2" addr add "$3" dev eth0 && ip -n "$2" link set eth0 up && ip link set "$1" up &&
+		until ip addr show "$1" | grep -q fe80 && ip -n "$2" addr show eth0 | grep -q fe80; do sleep 0.1; done
+}
+
+# tables is what the daemon calls its nftables tables.
+tables() { echo "vmfs-$(printf %s "$RUN" | sha256sum | cut -c1-8)"; }
