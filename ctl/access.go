@@ -19,6 +19,19 @@ type Cred struct {
 // String is the login name, or the number of one who has none.
 func (c Cred) String() string { return UserName(c.UID) }
 
+// ruler is who may do everything, and to whom belongs what is root's.
+var ruler struct{ uid, gid uint32 }
+
+// RuledBy puts the user who started this daemon into root's place. It is
+// called before anything else of this package, or not at all: then root rules.
+func RuledBy(uid, gid uint32) { ruler.uid, ruler.gid = uid, gid }
+
+// Rules reports whether c is root, or in his place.
+func (c Cred) Rules() bool { return c.UID == ruler.uid }
+
+// rootless reports whether the daemon is an ordinary user's.
+func rootless() bool { return ruler.uid != 0 }
+
 // UserName is the login name of uid, or its number.
 func UserName(uid uint32) string {
 	n := strconv.FormatUint(uint64(uid), 10)
@@ -62,6 +75,9 @@ type Default struct {
 	Root bool // it is root's; else it belongs to the directory's owner and group
 }
 
+// RootAccess is who may do what with a file that is root's.
+func RootAccess(mode uint32) Access { return Access{mode, ruler.uid, ruler.gid} }
+
 // access is who may do what with a file; def is what holds by default.
 func (d *definition) access(path string, def Default) Access {
 	a := d.nodes[""].over(Access{Mode: 0o755})
@@ -72,7 +88,7 @@ func (d *definition) access(path string, def Default) Access {
 		def.Mode &= a.Mode
 	}
 	if a.Mode = def.Mode; def.Root {
-		a.UID, a.GID = 0, 0
+		a = RootAccess(def.Mode)
 	}
 	if n, ok := d.nodes[path]; ok {
 		a = n.over(a)
@@ -91,7 +107,7 @@ const (
 func (a Access) Allows(by Cred, want uint32) bool {
 	bits := a.Mode
 	switch {
-	case by.UID == 0:
+	case by.Rules():
 		return true
 	case by.UID == a.UID:
 		bits >>= 6

@@ -39,7 +39,7 @@ func (o *object) Modes(def Defaults) string {
 func (d *definition) untouched(def Default) Access {
 	a := d.access("", Default{})
 	if def.Root {
-		return Access{Mode: def.Mode}
+		return RootAccess(def.Mode)
 	}
 	return Access{def.Mode, a.UID, a.GID}
 }
@@ -201,7 +201,7 @@ func (e *modesEdit) dropUnsaid() error {
 // mayChange refuses what chmod(2) and chown(2) would refuse by.
 func (by Cred) mayChange(path string, now, next Access) error {
 	switch {
-	case by.UID == 0 || now == next:
+	case by.Rules() || now == next:
 		return nil
 	case by.UID != now.UID:
 		return Errorf(syscall.EPERM, "%s: it is %s's", path, UserName(now.UID))

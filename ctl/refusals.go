@@ -66,11 +66,12 @@ func (r *refusals) forgetOldest(not uint32) {
 // text is what uid was refused of prefix and the files below it, of all if it
 // is empty; root reads everyone's.
 func (r *refusals) text(uid uint32, prefix string) string {
+	all := Cred{UID: uid}.Rules()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var found []refusal
 	for u, list := range r.users {
-		if uid != 0 && u != uid {
+		if !all && u != uid {
 			continue
 		}
 		for _, x := range list {

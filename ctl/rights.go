@@ -39,7 +39,7 @@ func credOf(uid uint32) Cred {
 
 // mayAttach reports whether by could write the file ports of a switch.
 func (sw *Switch) mayAttach(by Cred) bool {
-	return sw.m.Access("switch", Access{Mode: DirMode}).Allows(by, MaySearch) &&
+	return sw.m.Access("switch", RootAccess(DirMode)).Allows(by, MaySearch) &&
 		sw.Access("", Default{}).Allows(by, MaySearch) &&
 		sw.Access("ports", PortsAccess).Allows(by, MayWrite)
 }

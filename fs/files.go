@@ -97,7 +97,7 @@ func (n *node) removeBy(by ctl.Cred, arg string) error {
 	switch {
 	case arg != "":
 		return ctl.Errorf(syscall.EINVAL, "%s: it takes no argument", removeVerb)
-	case by.UID != 0 && by.UID != owner:
+	case !by.Rules() && by.UID != owner:
 		return ctl.Errorf(syscall.EPERM, "%s: for the owner, %s, and root alone", removeVerb, ctl.UserName(owner))
 	}
 	return n.t.m.Remove(by, n.obj)

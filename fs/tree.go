@@ -153,7 +153,7 @@ func (n *node) refuse(by ctl.Cred, err error) error {
 
 func (n *node) access() ctl.Access {
 	if n.obj == nil {
-		return n.t.m.Access(n.policyPath(), ctl.Access{Mode: n.mode})
+		return n.t.m.Access(n.policyPath(), ctl.RootAccess(n.mode))
 	}
 	return n.obj.Access(n.policyPath(), n.def())
 }

@@ -49,7 +49,7 @@ func mayRemove(by *ctl.Cred, dir, a *fs.Attr) error {
 	if err := mayChangeEntry(by, dir); err != nil {
 		return err
 	}
-	if dir.Mode&syscall.S_ISVTX != 0 && by.UID != 0 && by.UID != a.UID && by.UID != dir.UID {
+	if dir.Mode&syscall.S_ISVTX != 0 && !by.Rules() && by.UID != a.UID && by.UID != dir.UID {
 		return syscall.EPERM
 	}
 	return nil
@@ -60,7 +60,7 @@ func mayRemove(by *ctl.Cred, dir, a *fs.Attr) error {
 func mayChange(by *ctl.Cred, a *fs.Attr, c ctl.AccessChange) error {
 	owner := by.UID == a.UID
 	switch {
-	case by.UID == 0:
+	case by.Rules():
 		return nil
 	case c.Mode != nil && !owner,
 		c.UID != nil && !(owner && *c.UID == a.UID),

@@ -68,7 +68,7 @@ func SocketPeer(_ context.Context, c net.Conn) (Peer, error) {
 	if err := raw.Control(func(fd uintptr) { p.Cred, gerr = peerCred(int(fd)) }); err != nil {
 		return Peer{}, err
 	}
-	p.Believed = p.UID == 0
+	p.Believed = p.Rules()
 	return p, gerr
 }
 
@@ -125,10 +125,10 @@ func CertifiedPeer(root bool) Who {
 		if err != nil {
 			return Peer{}, err
 		}
-		if cred.UID == 0 && !root {
+		if cred.Rules() && !root {
 			return Peer{}, fmt.Errorf("certificate of %s: not accepted for root", name)
 		}
-		return Peer{Cred: cred, Believed: cred.UID == 0}, nil
+		return Peer{Cred: cred, Believed: cred.Rules()}, nil
 	}
 }
 
@@ -176,7 +176,7 @@ func (p *Peer) attached(name string, number uint32) (ctl.Cred, error) {
 		look = func() (ctl.Cred, error) { return lookupID(number) }
 	}
 	c, err := look()
-	if err == nil && c.UID == 0 && p.NotRoot {
+	if err == nil && c.Rules() && p.NotRoot {
 		err = ctl.Errorf(syscall.EACCES, "root has to prove it")
 	}
 	return c, err

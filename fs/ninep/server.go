@@ -237,7 +237,7 @@ func (s *Server) come(uid uint32) *account {
 	if u == nil {
 		u = &account{uid: uid}
 	}
-	if uid != 0 && (u.conns >= s.limits.Conns || len(s.conns) > s.limits.AllConns) {
+	if !(ctl.Cred{UID: uid}).Rules() && (u.conns >= s.limits.Conns || len(s.conns) > s.limits.AllConns) {
 		return nil
 	}
 	s.users[uid] = u
@@ -256,7 +256,7 @@ func (s *Server) part(u *account) {
 // take counts one more of n, of which a user may have most, and reports
 // whether he may.
 func (u *account) take(n *atomic.Int64, most int) bool {
-	if n.Add(1) > int64(most) && u.uid != 0 {
+	if n.Add(1) > int64(most) && !(ctl.Cred{UID: u.uid}).Rules() {
 		n.Add(-1)
 		return false
 	}
