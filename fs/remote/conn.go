@@ -142,7 +142,7 @@ func (c *conn) result(kind uint8, a answer) ([]byte, error) {
 func (c *conn) start() {
 	go c.read()
 	go c.write()
-	go c.watch()
+	go c.watch(aliveEvery)
 }
 
 // die ends the connection, for the first reason that is given, and gives that.
@@ -210,8 +210,8 @@ func (c *conn) write() {
 
 // watch hangs up on a server that says nothing, although it was asked
 // something that every server answers at once: to flush what is not there.
-func (c *conn) watch() {
-	tick := time.NewTicker(aliveEvery)
+func (c *conn) watch(every time.Duration) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for asked := false; ; {
 		select {

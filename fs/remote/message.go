@@ -89,12 +89,15 @@ var errSize = errors.New("a message of a size that cannot be")
 // readAnswer reads a message of at most so many bytes. Its memory is its own.
 func readAnswer(r io.Reader, most uint32) (answer, error) {
 	var head [headerSize]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
+	if _, err := io.ReadFull(r, head[:4]); err != nil {
 		return answer{}, err
 	}
 	size := binary.LittleEndian.Uint32(head[:])
 	if size < headerSize || size > most {
 		return answer{}, errSize
+	}
+	if _, err := io.ReadFull(r, head[4:]); err != nil {
+		return answer{}, err
 	}
 	a := answer{kind: head[4], tag: binary.LittleEndian.Uint16(head[5:]), body: make([]byte, size-headerSize)}
 	_, err := io.ReadFull(r, a.body)

@@ -117,8 +117,8 @@ func (t *Tree) connect(ctx context.Context) (*conn, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	c, err := newConn(nc, t.uid)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
+	if !stop() {
+		err = ctx.Err()
 	}
 	if err != nil {
 		nc.Close()

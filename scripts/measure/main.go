@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -24,7 +25,7 @@ import (
 type line struct {
 	what, ours, peer string
 	ratio            float64
-	aim              float64 // of the ratio, or of ours in MiB where there is no peer
+	aim              float64 // of the ratio, or of ours in MiB where there is no peer; 0 for none
 	unit             string  // of the aim: "x" or "MiB"
 }
 
@@ -51,13 +52,18 @@ func main() {
 func measure(b *bench) (whole bool) {
 	defer b.close()
 	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", b.pairs)
-	fmt.Printf("%-44s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
+	fmt.Printf("%-46s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
 	whole = true
 	for _, m := range []func(*bench) (line, error){
 		(*bench).openReadClose,
 		(*bench).openReadCloseThousand,
 		(*bench).catStatus,
+		(*bench).catRemote,
 		(*bench).start,
+		(*bench).startWithNIC,
+		(*bench).attachNIC,
+		(*bench).releaseNIC,
+		(*bench).attachAmongMany,
 		(*bench).memory,
 		(*bench).list,
 		(*bench).replace,
@@ -77,19 +83,24 @@ func measure(b *bench) (whole bool) {
 }
 
 func (l line) print() {
-	ratio, verdict := "-", "ok"
+	ratio, aim, verdict := "-", "-", ""
 	if l.ratio > 0 {
 		ratio = fmt.Sprintf("%.2f", l.ratio)
+	}
+	if l.aim > 0 {
+		aim, verdict = fmt.Sprintf("<= %g %s", l.aim, l.unit), "ok"
 	}
 	if l.missed() {
 		verdict = "MISSED"
 	}
-	fmt.Printf("%-44s %12s %12s %8s %10s  %s\n", l.what, l.ours, l.peer, ratio,
-		fmt.Sprintf("<= %g %s", l.aim, l.unit), verdict)
+	fmt.Println(strings.TrimRight(fmt.Sprintf("%-46s %12s %12s %8s %10s  %s", l.what, l.ours, l.peer, ratio, aim, verdict), " "))
 }
 
 func (l line) missed() bool {
-	if l.unit == "x" {
+	switch {
+	case l.aim == 0:
+		return false
+	case l.unit == "x":
 		return l.ratio > l.aim
 	}
 	var ours float64
