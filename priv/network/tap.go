@@ -89,11 +89,11 @@ func highMAC() net.HardwareAddr {
 // forgetNamesakes forgets links whose taps are gone and had this name, so
 // that the new one is in none of their groups.
 func (n *Network) forgetNamesakes(name string) error {
-	for _, l := range sorted(n.links) {
-		if n.links[l].ifname != name {
+	for l, r := range n.links {
+		if r.ifname != name {
 			continue
 		}
-		if i, err := n.live(n.links[l]); err != nil || i != nil {
+		if i, err := n.live(r); err != nil || i != nil {
 			return err
 		}
 		if err := n.forget(l); err != nil {

@@ -35,6 +35,7 @@ type daemon struct {
 	bench    *bench
 	dir, mnt string
 	cmd      *exec.Cmd
+	attr     *syscall.SysProcAttr // of its process; nil for none
 }
 
 // serve gives the daemon of that name, started with so many VMs defined the
@@ -45,10 +46,19 @@ func (b *bench) serve(name string, vms int) (*daemon, error) {
 
 // serveBelow is serve with the daemon's directory below another.
 func (b *bench) serveBelow(dir, name string, vms int) (*daemon, error) {
+	return b.serveAs(&daemon{bench: b, dir: filepath.Join(dir, name)}, vms)
+}
+
+// serveIn is serve with the attributes of the daemon's process.
+func (b *bench) serveIn(name string, vms int, attr *syscall.SysProcAttr) (*daemon, error) {
+	return b.serveAs(&daemon{bench: b, dir: filepath.Join(b.dir, name), attr: attr}, vms)
+}
+
+func (b *bench) serveAs(d *daemon, vms int) (*daemon, error) {
+	name := filepath.Base(d.dir)
 	if d := b.daemons[name]; d != nil {
 		return d, nil
 	}
-	d := &daemon{bench: b, dir: filepath.Join(dir, name)}
 	d.mnt = d.dir + "/m"
 	if err := os.MkdirAll(d.mnt, 0o755); err != nil {
 		return nil, err
@@ -72,7 +82,7 @@ func (b *bench) serveBelow(dir, name string, vms int) (*daemon, error) {
 func (d *daemon) start() error {
 	d.cmd = exec.Command(d.bench.dir+"/vmfs", "serve", "-m", d.mnt,
 		"-state", d.dir+"/state", "-run", d.dir+"/run", "-images", d.bench.dir)
-	d.cmd.Stderr = os.Stderr
+	d.cmd.Stderr, d.cmd.SysProcAttr = os.Stderr, d.attr
 	return started(d.cmd, "vmfs: serving ")
 }
 
