@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -252,5 +253,37 @@ func TestSame(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: got %+v, want %+v", path, got, want)
 		}
+	}
+}
+
+// A process that asks a server which answers nothing, not a flush either, can
+// be killed, and so can one that waits for the same directory.
+func TestKillable(t *testing.T) {
+	f := newFake(t, map[uint8]reply{})
+	dir := mounted(t, f.tree())
+	for _, kind := range []uint8{proto.Twalk, proto.Tflush} {
+		f.do(kind, never)
+	}
+	var stuck []*exec.Cmd
+	for _, args := range [][]string{{"mkdir", dir + "/a"}, {"ls", dir}, {"stat", dir + "/b"}} {
+		cmd := exec.Command(args[0], args[1:]...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		stuck = append(stuck, cmd)
+	}
+	time.Sleep(100 * time.Millisecond)
+	begin := time.Now()
+	for _, cmd := range stuck {
+		cmd.Process.Kill()
+	}
+	for _, cmd := range stuck {
+		cmd.Wait()
+		if cmd.ProcessState.Exited() {
+			t.Errorf("%v was not stuck: %v", cmd.Args, cmd.ProcessState)
+		}
+	}
+	if d := time.Since(begin); d > 3*flushTime {
+		t.Errorf("that took %v", d)
 	}
 }

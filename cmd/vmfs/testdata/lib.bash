@@ -47,9 +47,10 @@ issue() {
 		openssl x509 -req -CA ca.pem -CAkey ca.key -days 30 -copy_extensions copy -out "$1.pem" 2>/dev/null
 }
 
-# remote DIR [FLAG...] mounts the daemon's tree by 9P, until that ends.
+# remote DIR [FLAG...] mounts the daemon's tree by 9P, until that ends: from its
+# socket, or from the address AT.
 remote() {
-	prlimit --msgqueue="$TAG" "$VMFS" mount "${@:2}" "unix!$RUN/9p.sock" "$1" &
+	prlimit --msgqueue="$TAG" "$VMFS" mount "${@:2}" "${AT-unix!$RUN/9p.sock}" "$1" &
 	echo $! >"$WORK/remote.pid"
 	wait $!
 }
