@@ -85,6 +85,18 @@ func canonCPUs(s string) (string, error) {
 const maxMemory = 16 << 40
 
 func canonMemory(s string) (string, error) {
+	n, err := parseBytes(s)
+	if err != nil {
+		return "", err
+	}
+	if n>>20 == 0 {
+		return "", fmt.Errorf("less than 1M")
+	}
+	return strconv.FormatUint(n>>20, 10) + "M", nil
+}
+
+// parseBytes parses an amount of memory. s is not empty.
+func parseBytes(s string) (uint64, error) {
 	shift := 0
 	digits := s
 	if i := strings.IndexByte("KMGT", s[len(s)-1]&^0x20); i >= 0 && s[len(s)-1] >= 'A' {
@@ -92,13 +104,9 @@ func canonMemory(s string) (string, error) {
 	}
 	n, err := strconv.ParseUint(digits, 10, 64)
 	if err != nil || n > maxMemory>>shift {
-		return "", fmt.Errorf("not a number of bytes with K, M, G or T up to 16T")
+		return 0, fmt.Errorf("not a number of bytes with K, M, G or T up to 16T")
 	}
-	mib := n << shift >> 20
-	if mib == 0 {
-		return "", fmt.Errorf("less than 1M")
-	}
-	return strconv.FormatUint(mib, 10) + "M", nil
+	return n << shift, nil
 }
 
 func canonPath(s string) (string, error) {

@@ -26,8 +26,8 @@ func TestPowerCuts(t *testing.T) {
 	var web, db *ctl.VM
 	mode := uint32(0o600)
 
-	c.step("serve for the first time", 1, func() { c.open() })
-	c.step("mkdir", 2, func() { web = c.create("web") })
+	c.step("serve for the first time", 3, func() { c.open() })
+	c.step("mkdir", 1, func() { web = c.create("web") })
 	c.step("an attribute", 1, func() { ok(t, web.Set(alice, "disk/0/path", raw)) })
 	c.step("another's attribute", 1, func() { ok(t, web.Set(root, "disk/0/path", raw+"2")) })
 	c.step("the first again", 1, func() { ok(t, web.Set(alice, "disk/0/path", raw)) })
@@ -121,10 +121,15 @@ func TestPowerCuts(t *testing.T) {
 		c.open()
 		web, db = c.m.VM("www"), c.m.VM("web")
 	})
+	c.step("limits of all", 1, func() { ok(t, c.m.User("default").Set(root, "vms", "3")) })
+	c.step("limits of one", 2, func() { c.limits("54321") })
+	c.step("a limit", 1, func() { ok(t, c.m.User("54321").Set(root, "memory", "1G")) })
+	c.step("rmdir of limits", 1, func() { ok(t, c.m.Remove(root, c.m.User("54321"))) })
+	c.step("limits of him again", 1, func() { c.limits("54321") })
 	c.step("rmdir of a switch", 1, func() { ok(t, c.m.Remove(root, c.m.Switch("wan"))) })
 	c.step("years pass", 0, func() { c.age("vm/web") })
 	c.step("rmdir", 1, func() { ok(t, c.m.Remove(root, db)) })
-	c.step("mkdir of the name and the id that are free", 2, func() { db = c.create("web") })
+	c.step("mkdir of the name and the id that are free", 1, func() { db = c.create("web") })
 	c.step("rmdir by the guest's end", 6, func() {
 		ok(t, db.Edit(root, "ephemeral yes\nkernel "+kernel+"\n"))
 		ok(t, db.Do(ctx, root, "start", ""))
@@ -163,8 +168,8 @@ func uefi(t *testing.T, template string) string {
 func TestPowerCutsOfEvents(t *testing.T) {
 	c := newCrash(t)
 	var vm *ctl.VM
-	c.step("serve", 1, func() { c.open() })
-	c.step("mkdir", 2, func() { vm = c.create("web") })
+	c.step("serve", 3, func() { c.open() })
+	c.step("mkdir", 1, func() { vm = c.create("web") })
 	c.step("start", 2, func() { ok(t, vm.Do(ctx, root, "start", "")) })
 	c.step("events", 0, func() {
 		for range 8300 {
@@ -219,6 +224,12 @@ func (c *crash) create(name string) *ctl.VM {
 	return vm
 }
 
+func (c *crash) limits(name string) {
+	c.t.Helper()
+	_, err := c.m.Make(root, "user", name, 0o755, 0)
+	ok(c.t, err)
+}
+
 // step does something that is certain when it has returned.
 func (c *crash) step(name string, writes int, do func()) {
 	do()
@@ -266,7 +277,7 @@ func (c *crash) age(pattern string) string {
 // where they are found. Machines go by their serial numbers.
 func objects(d disk) map[string]string {
 	all := map[string]string{"vmfs": d.text("vmfs")}
-	for _, dir := range []string{"vm", "switch", "removed"} {
+	for _, dir := range []string{"vm", "switch", "user", "removed"} {
 		for _, name := range d.list(dir) {
 			path := dir + "/" + name
 			serial := serialOf(definition(d, path))
@@ -304,7 +315,7 @@ var slots = []string{"definition.0", "definition.1"}
 
 // spoilt counts the slots of objects that have something that is not whole.
 func spoilt(d disk) (n int) {
-	for _, dir := range []string{"vm", "switch"} {
+	for _, dir := range []string{"vm", "switch", "user"} {
 		for _, name := range d.list(dir) {
 			for _, slot := range slots {
 				text := d.text(dir + "/" + name + "/" + slot)
@@ -499,6 +510,7 @@ func (c *crash) recover(where string, d disk, dir string, end int) {
 		t.Errorf("%s: %d machines, want %d", where, got, len(ids))
 	}
 	c.switches(where, d, m)
+	c.users(where, d, m)
 	for _, name := range d.list("removed") {
 		if _, err := os.Stat(filepath.Join(dir, "removed", name)); err != nil && name != c.expired {
 			t.Errorf("%s: removed definition: %v", where, err)
@@ -534,6 +546,28 @@ func (c *crash) switches(where string, d disk, m *ctl.Manager) {
 		if err := m.Remove(root, sw); err != nil {
 			c.t.Errorf("%s: %v", where, err)
 		}
+	}
+}
+
+// users wants all limits to be as they were said.
+func (c *crash) users(where string, d disk, m *ctl.Manager) {
+	for _, name := range d.list("user") {
+		if strings.HasPrefix(name, ".new-") {
+			continue
+		}
+		u := m.User(name)
+		if u == nil {
+			c.t.Fatalf("%s: user/%s is not served", where, name)
+		}
+		if got, want := u.Saved(), definition(d, "user/"+name); got != want {
+			c.t.Errorf("%s: user/%s was read as\n%swant\n%s", where, name, got, want)
+		}
+		if err := u.Set(root, "nics", "9"); err != nil {
+			c.t.Errorf("%s: %v", where, err)
+		}
+	}
+	if u := m.User("default"); u == nil || u.Get("cpus") != "4" {
+		c.t.Errorf("%s: no limits for all", where)
 	}
 }
 

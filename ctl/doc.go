@@ -1,6 +1,7 @@
 // Package ctl is what a virtual machine and a switch are: name, attributes,
-// policy, states and verbs, events, and the text form of each. It decides; the
-// interfaces of guest.go and network.go say what it needs done by others.
+// policy, states and verbs, events, the limits of who owns them, and the text
+// form of each. It decides; the interfaces of guest.go and network.go say what
+// it needs done by others.
 //
 // It trusts the Host, which is the privileged half of the same program. It
 // does not trust a Guest: what a guest process says is data about one launch
@@ -17,6 +18,7 @@
 //	vm/NAME/console           the end of the console of its former launches
 //	vm/NAME/efivars.HASH      what a UEFI firmware keeps, written by the guest
 //	switch/NAME/definition.N  the same of a switch, with the leases of its NICs
+//	user/NAME/definition.N    the limits of a user
 //	removed/                  machines and switches that were removed, for 30 days
 //
 // One text holds an object's attributes, their setters' uids and its mode

@@ -15,8 +15,8 @@ import (
 
 // Events are every event there is, for the manual.
 var Events = []struct{ Name, Help string }{
-	{"created", "the machine was made"},
-	{"removed", "the machine was removed"},
+	{"created", "an object was made"},
+	{"removed", "it was removed"},
 	{"renamed", "detail: its former name"},
 	{"config", "the definition changed; detail: the file"},
 	{"access", "a mode or an owner changed; detail: the file"},

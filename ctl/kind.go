@@ -36,10 +36,13 @@ type kind struct {
 	parts  []string // directories of numbered parts
 	byName map[string]*Attr
 	attrs  []Attr
+	fixed  bool // its objects keep their names
+
+	checkName func(name string) error
 }
 
 func newKind(dir, noun string, attrs []Attr, parts ...string) *kind {
-	k := &kind{dir: dir, noun: noun, attrs: attrs, parts: parts, byName: make(map[string]*Attr)}
+	k := &kind{dir: dir, noun: noun, attrs: attrs, parts: parts, byName: make(map[string]*Attr), checkName: checkName}
 	for i := range attrs {
 		k.byName[attrs[i].Name] = &attrs[i]
 	}

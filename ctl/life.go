@@ -279,6 +279,8 @@ func (vm *VM) present(pid int) *launch {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	vm.launch, vm.state, vm.reason = l, Running, ""
+	charge := d.launchCharge() // also beyond what its owner may have now
+	vm.charged.Store(&charge)
 	return l
 }
 

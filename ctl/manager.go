@@ -23,8 +23,8 @@ type Options struct {
 	Log     func(format string, args ...any) // a line for the operator; nil for silence
 }
 
-// Manager holds every machine and every switch. It is made by Open and lives as long as the
-// process.
+// Manager holds every machine, every switch and the limits of users. It is made
+// by Open and lives as long as the process.
 type Manager struct {
 	Options
 	started  time.Time
@@ -40,8 +40,10 @@ type Manager struct {
 
 	vms      *shelf[*VM]
 	switches *shelf[*Switch]
+	users    *shelf[*User]
 	kinds    map[string]shelved // by the directory in the tree
 	macs     macs
+	charging sync.Mutex // one launch is charged at a time
 	leases   *leaser
 
 	count    counters
@@ -85,11 +87,16 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	m := &Manager{Options: o, started: time.Now(), log: log, root: root, used: root.serials, activity: newSignal()}
 	m.vms = newShelf(m, machines, m.newVM)
 	m.switches = newShelf(m, switches, m.newSwitch)
-	m.kinds = map[string]shelved{machines.dir: m.vms, switches.dir: m.switches}
+	m.users = newShelf(m, users, m.newUser)
+	m.vms.admit, m.users.admit = m.admitVM, m.admitUser
+	m.kinds = map[string]shelved{machines.dir: m.vms, switches.dir: m.switches, users.dir: m.users}
 	m.leases = newLeaser(m)
 	m.level.Store(logLevels["log info"])
 	log.debug = func(line string) { m.tell(2, "%s", line) }
 	if err := m.load(); err != nil {
+		return nil, err
+	}
+	if err := m.makeDefault(); err != nil {
 		return nil, err
 	}
 	m.forgetRemoved()

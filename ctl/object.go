@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// Object is what a directory of the tree stands for: a machine or a switch.
+// Object is what a directory of the tree stands for: a machine, a switch, or
+// the limits of a user.
 // All methods may be called from any goroutine.
 type Object interface {
 	Kind() string   // the directory that it is in
@@ -36,9 +37,6 @@ type Object interface {
 	Modes(def Defaults) string
 	SetModes(by Cred, text string, def Defaults) error
 
-	Status() string
-	Check(ctx context.Context) string
-	Do(ctx context.Context, by Cred, verb, arg string) error
 	Mtime(file string) time.Time
 	EventsText() string
 	OpenEvents() *EventReader
@@ -61,7 +59,15 @@ type Object interface {
 	renamed()
 }
 
-// object is what machines and switches have in common: a name, a definition
+// Actor is an Object that does something: a machine or a switch.
+type Actor interface {
+	Object
+	Status() string
+	Check(ctx context.Context) string
+	Do(ctx context.Context, by Cred, verb, arg string) error
+}
+
+// object is what all Objects have in common: a name, a definition
 // that is saved as a whole, a policy.
 type object struct {
 	m      *Manager

@@ -114,6 +114,9 @@ func (vm *VM) Check(ctx context.Context) string {
 		say(Errorf(syscall.EAGAIN, "start: too fast; allowed again in %v", vm.startAllowed().Round(time.Millisecond)))
 	}
 	vm.mu.Unlock()
+	if !vm.Active() {
+		say(vm.m.allows(vm.owner(), d.charge()))
+	}
 	_, err := vm.engine(ctx, d)
 	say(err)
 	say(d.complete())

@@ -18,6 +18,9 @@ type shelf[T Object] struct {
 	kind *kind
 	wrap func(in shelved, name string, d *definition) T
 
+	// admit refuses by one more, of that name; nil refuses nobody.
+	admit func(by Cred, name string) error
+
 	mu      sync.RWMutex
 	byName  map[string]T
 	byID    map[uint32]T
@@ -67,7 +70,7 @@ func (s *shelf[T]) load() error {
 }
 
 func (s *shelf[T]) loadOne(name string) error {
-	if err := checkName(name); err != nil {
+	if err := s.kind.checkName(name); err != nil {
 		return err
 	}
 	text, slots, err := readSlots(filepath.Join(s.dir(), name))
@@ -118,6 +121,15 @@ func (s *shelf[T]) serially(serial uint64) (o T, ok bool) {
 	return o, ok
 }
 
+// each calls f with each object, in no order. f is to be quick.
+func (s *shelf[T]) each(f func(o T)) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, o := range s.byID {
+		f(o)
+	}
+}
+
 // all are the objects, by name. The slice is not to be changed.
 func (s *shelf[T]) all() []T {
 	sorted, _ := s.lists()
@@ -153,7 +165,13 @@ func (s *shelf[T]) create(by Cred, name string, mode, gid uint32) (Object, error
 }
 
 func (s *shelf[T]) make(by Cred, name string, mode, gid uint32) (o T, err error) {
-	if err := checkName(name); err != nil {
+	return s.makeOf(by, name, mode, gid, nil, "")
+}
+
+// makeOf is make of an object of which fill, unless it is nil, says more; how
+// is the detail of the event.
+func (s *shelf[T]) makeOf(by Cred, name string, mode, gid uint32, fill func(d *definition) error, how string) (o T, err error) {
+	if err := s.kind.checkName(name); err != nil {
 		return o, err
 	}
 	s.m.making.Lock()
@@ -161,12 +179,32 @@ func (s *shelf[T]) make(by Cred, name string, mode, gid uint32) (o T, err error)
 	if s.taken(name) {
 		return o, Errorf(syscall.EEXIST, "mkdir %s: the name is taken", name)
 	}
+	if s.admit != nil {
+		if err := s.admit(by, name); err != nil {
+			return o, err
+		}
+	}
+	if o, err = s.add(name, Access{mode, by.UID, gid}, fill); err != nil {
+		return o, err
+	}
+	o.base().event("created", by.String(), how)
+	s.m.changed(Change{o, name, Created})
+	return o, nil
+}
+
+// add makes an object, whole or not at all. Called with making held.
+func (s *shelf[T]) add(name string, a Access, fill func(d *definition) error) (o T, err error) {
 	serial, err := s.m.nextSerial()
 	if err != nil {
 		return o, saveError("mkdir "+name, err)
 	}
 	d := newDefinition(s.kind, s.freeID(), serial, time.Now())
-	d.nodes[""] = node{int64(mode & 0o1777), int64(by.UID), int64(gid)}
+	d.nodes[""] = node{int64(a.Mode & 0o1777), int64(a.UID), int64(a.GID)}
+	if fill != nil {
+		if err := fill(d); err != nil {
+			return o, err
+		}
+	}
 	slots, err := s.store(name, d)
 	if err != nil {
 		return o, saveError("mkdir "+name, err)
@@ -176,8 +214,6 @@ func (s *shelf[T]) make(by Cred, name string, mode, gid uint32) (o T, err error)
 	s.mu.Lock()
 	s.byName[name], s.byID[d.id], s.serials[d.serial], s.sorted = o, o, o, nil
 	s.mu.Unlock()
-	o.base().event("created", by.String(), "")
-	s.m.changed(Change{o, name, Created})
 	return o, nil
 }
 
@@ -264,7 +300,10 @@ func (s *shelf[T]) discard(name string, serial uint64) error {
 
 // rename gives an object another name.
 func (s *shelf[T]) rename(by Cred, o *object, name string) error {
-	if err := checkName(name); err != nil {
+	if s.kind.fixed {
+		return Errorf(syscall.EPERM, "mv %s: what it is about is its name", o.Name())
+	}
+	if err := s.kind.checkName(name); err != nil {
 		return err
 	}
 	s.m.making.Lock()

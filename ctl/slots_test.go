@@ -16,8 +16,8 @@ import (
 func TestFailedWrites(t *testing.T) {
 	c := newCrash(t)
 	var web *ctl.VM
-	c.step("serve", 1, func() { c.open() })
-	c.step("mkdir", 2, func() { web = c.create("web") })
+	c.step("serve", 3, func() { c.open() })
+	c.step("mkdir", 1, func() { web = c.create("web") })
 	fails := func(name string, texts int, op, file string, n int, errno syscall.Errno) {
 		c.step(name, texts, func() {
 			c.fs.fail(failNth(n, op, "vm/web"+file, errno))
@@ -62,8 +62,8 @@ func failNth(n int, op, path string, errno syscall.Errno) func(op, path string) 
 // sync. What the next one serves outlasts the change after it, however torn.
 func TestKilledInAChange(t *testing.T) {
 	c := newCrash(t)
-	c.step("serve", 1, func() { c.open() })
-	c.step("mkdir", 2, func() { c.create("web") })
+	c.step("serve", 3, func() { c.open() })
+	c.step("mkdir", 1, func() { c.create("web") })
 	for seq := uint64(2); seq < 10; seq += 3 { // each slot in turn
 		c.late("a change that is cut short", 1, func() {
 			text := strings.Replace(c.m.VM("web").Saved(), "edition ", "edition 1", 1)

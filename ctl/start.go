@@ -76,6 +76,7 @@ func (vm *VM) start(ctx context.Context, who string) error {
 	}
 	own, cancel := context.WithTimeoutCause(own, startTime, errStartTime)
 	defer cancel()
+	vm.event("starting", who, "")
 	if err = vm.perform(own, l); err == nil {
 		go vm.watch(l)
 		return nil
@@ -144,8 +145,10 @@ func (vm *VM) startAllowed() time.Duration {
 // the guest process has its own.
 func (vm *VM) perform(ctx context.Context, l *launch) error {
 	vm.changed()
-	vm.event("starting", l.asker, "")
 	d := vm.def.Load()
+	if err := vm.charge(d); err != nil {
+		return err
+	}
 	atStep(vm.m.State, "check")
 	engine, err := vm.engine(ctx, d)
 	if err != nil {
@@ -504,6 +507,7 @@ func (vm *VM) over(l *launch) {
 	vm.mu.Lock()
 	l.status = vm.statusText()
 	vm.launch = nil
+	vm.charged.Store(nil)
 	vm.mu.Unlock()
 	close(l.ended)
 	vm.changed()

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -38,6 +39,8 @@ type VM struct {
 	logTime  time.Time
 	kept     int64 // bytes in STATE/vm/NAME/console
 	sinceAny *signal
+
+	charged atomic.Pointer[amounts] // what its launch counts for its owner; nil if there is none
 }
 
 func (m *Manager) newVM(in shelved, name string, d *definition) *VM {

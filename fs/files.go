@@ -20,9 +20,9 @@ func readConfig(_ context.Context, n *node, _ ctl.Cred) string    { return n.obj
 func readConfigOld(_ context.Context, n *node, _ ctl.Cred) string { return n.obj.ConfigOld() }
 func readMetrics(_ context.Context, n *node, _ ctl.Cred) string   { return n.t.m.MetricsText() }
 func readModes(_ context.Context, n *node, _ ctl.Cred) string     { return n.obj.Modes(n.defaultOf) }
-func readStatus(_ context.Context, n *node, _ ctl.Cred) string    { return n.obj.Status() }
+func readStatus(_ context.Context, n *node, _ ctl.Cred) string    { return n.actor().Status() }
 func readInfo(ctx context.Context, n *node, _ ctl.Cred) string    { return n.vm().Info(ctx) }
-func readCheck(ctx context.Context, n *node, _ ctl.Cred) string   { return n.obj.Check(ctx) }
+func readCheck(ctx context.Context, n *node, _ ctl.Cred) string   { return n.actor().Check(ctx) }
 func readPending(_ context.Context, n *node, _ ctl.Cred) string   { return n.vm().Pending() }
 
 func readEdition(_ context.Context, n *node, _ ctl.Cred) string {
@@ -34,6 +34,10 @@ func readErr(_ context.Context, n *node, by ctl.Cred) string {
 		return n.t.m.Refusals(by.UID, "")
 	}
 	return n.t.m.Refusals(by.UID, n.of+"/"+n.obj.Name())
+}
+
+func readUsage(_ context.Context, n *node, by ctl.Cred) string {
+	return n.obj.(*ctl.User).Usage(by)
 }
 
 func readEvents(_ context.Context, n *node, _ ctl.Cred) string {
@@ -89,7 +93,7 @@ func writeVerb(ctx context.Context, n *node, by ctl.Cred, text string) error {
 	case text == n.obj.Name() && n.in.names["do"].names[verb] == nil:
 		return nil // what is there: who restores a copy writes it, and rsync gives up at a refusal
 	}
-	return n.obj.Do(ctx, by, verb, arg)
+	return n.actor().Do(ctx, by, verb, arg)
 }
 
 func (n *node) removeBy(by ctl.Cred, arg string) error {

@@ -16,7 +16,7 @@ type place struct {
 	fixed []*line // the same, in the order of the table
 	many  *line   // stands for any number of entries
 	below []string
-	of    string // it is an object's of this directory: vm or switch
+	of    string // it is an object's of this directory: vm, switch or user
 	part  string // it is a part's, of this directory of the object
 }
 

@@ -51,6 +51,7 @@ const (
 // lines are every file there is. A file is added by adding its line.
 var lines = index(slices.Concat(machineLines, each(ctl.Attrs, attrLine("vm/NAME")), each(ctl.Verbs, verbLine("vm/NAME")),
 	switchLines, each(ctl.SwitchAttrs, attrLine("switch/NAME")), each(ctl.SwitchVerbs, verbLine("switch/NAME")),
+	userLines, each(ctl.UserAttrs, attrLine("user/NAME")),
 	each(ctl.NetAttrs, netLine), liveLines))
 
 var machineLines = []*line{
@@ -105,6 +106,12 @@ var switchLines = []*line{
 	{path: "net", mode: 0o700, kind: directory, values: "networks of local NICs"},
 }
 
+var userLines = []*line{
+	{path: "user", mode: 0o755, kind: directory, values: "mkdir makes limits of one user, rmdir removes them", mkdir: mkdirObject, rmdir: rmdirObject},
+	{path: "user/NAME", mode: 0o755, kind: directory, values: "a login name, a uid, or default for whoever has none"},
+	{path: "user/NAME/usage", mode: 0o444, kind: computed, values: "KEY USED LIMIT, a line each; of default, your own", read: readUsage},
+}
+
 var liveLines = []*line{
 	{path: "live", mode: 0o755, kind: directory, values: "all that waits; open it O_NONBLOCK for an end of file instead"},
 	{path: "live/events", mode: 0o440, kind: stream, values: "events as they come", open: openEvents},
@@ -130,7 +137,7 @@ func verbLine(in string) func(v ctl.Verb) *line {
 	return func(v ctl.Verb) *line {
 		return &line{path: in + "/do/" + v.Name, mode: 0o660, kind: text, values: strings.TrimPrefix(v.Arg+" "+v.Help, " "),
 			write: func(ctx context.Context, n *node, by ctl.Cred, text string) error {
-				return n.obj.Do(ctx, by, v.Name, text)
+				return n.actor().Do(ctx, by, v.Name, text)
 			}}
 	}
 }

@@ -58,6 +58,7 @@ func TestModes(t *testing.T) {
 	} {
 		want[path] = mode
 	}
+	want["user"], want["user/NAME"], want["user/NAME/usage"] = 0o755, 0o755, 0o444
 	for _, v := range ctl.Verbs {
 		want["vm/NAME/do/"+v.Name] = 0o660
 	}
@@ -68,7 +69,8 @@ func TestModes(t *testing.T) {
 		want["switch/NAME/"+a.Name] = 0o640
 	}
 	roots := []string{"switch/NAME/ifname", "switch/NAME/uplink", "switch/NAME/rdomain", "switch/NAME/group", "switch/NAME/address", "switch/NAME/nat", "switch/NAME/locked",
-		"vm/NAME/nic/N/tap", "vm/NAME/nic/N/group", "vm/NAME/nic/N/rdomain", "vm/NAME/nic/N/locked"}
+		"vm/NAME/nic/N/tap", "vm/NAME/nic/N/group", "vm/NAME/nic/N/rdomain", "vm/NAME/nic/N/locked",
+		"user/NAME/vms", "user/NAME/cpus", "user/NAME/memory", "user/NAME/nics"}
 	for _, path := range roots {
 		want[path] = 0o644
 	}

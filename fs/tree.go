@@ -60,6 +60,9 @@ func (n *node) vm() *ctl.VM { return n.obj.(*ctl.VM) }
 // sw is the switch that a file is of, of one that is.
 func (n *node) sw() *ctl.Switch { return n.obj.(*ctl.Switch) }
 
+// actor is the machine or the switch that a file is of.
+func (n *node) actor() ctl.Actor { return n.obj.(ctl.Actor) }
+
 // asPart is the part that a file is of, of one that is.
 func (n *node) asPart() ctl.Part { return ctl.Part{Dir: n.part, N: n.n} }
 

@@ -445,7 +445,7 @@ func TestManualPaths(t *testing.T) {
 		return path == "/vmfs" || strings.Contains(all.String(), "/"+strings.Trim(path, "/")+"\n")
 	}
 	example := regexp.MustCompile(`(?m)(?:^|[^\w/])(/vmfs/[\w./*-]*\w)`)
-	machine := strings.NewReplacer("/web2", "/NAME", "/web", "/NAME", "/lan", "/NAME", "/*", "/NAME")
+	machine := strings.NewReplacer("/web2", "/NAME", "/web", "/NAME", "/lan", "/NAME", "/alice", "/NAME", "/*", "/NAME")
 	for _, name := range []string{"vmfs.4", "vmfs.8"} {
 		p := manual(t, name)
 		for _, path := range p.uses("Pa") {
