@@ -29,6 +29,7 @@ type guests struct {
 	records records
 	dir     string // RUN/guest, where their sockets are
 	coreUID uint32
+	small   *os.File                       // the program of native guests; nil: this one
 	exited  func(id uint32, status string) // of a guest that this daemon started
 
 	mu   sync.Mutex
@@ -37,7 +38,7 @@ type guests struct {
 }
 
 func newGuests(run string, coreUID uint32, exited func(uint32, string)) *guests {
-	g := &guests{records: records{run + "/priv"}, dir: run + "/guest", coreUID: coreUID, exited: exited, held: make(map[uint32]bool)}
+	g := &guests{records: records{run + "/priv"}, dir: run + "/guest", coreUID: coreUID, small: smallGuest(), exited: exited, held: make(map[uint32]bool)}
 	g.free.L = &g.mu
 	return g
 }
@@ -167,6 +168,9 @@ func (g *guests) spawn(id uint32, accel string) (int, error) {
 		}
 		defer kvm.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, kvm)
+		if g.small != nil {
+			as(cmd, g.small)
+		}
 	}
 	if err := g.start(id, cmd); err != nil {
 		g.forget(id)

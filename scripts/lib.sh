@@ -68,9 +68,11 @@ quietly() {
 }
 
 # build makes the program as it is shipped: static, no paths of this machine.
+# The guest of native machines is beside it.
 build() {
 	need_go
-	CGO_ENABLED=0 go build -trimpath -o "$1" ./cmd/vmfs ||
+	{ CGO_ENABLED=0 go build -trimpath -o "$1" ./cmd/vmfs &&
+		CGO_ENABLED=0 go build -trimpath -o "$1-guest" ./cmd/vmfs/guest; } ||
 		die "the program does not build"
 }
 

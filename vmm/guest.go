@@ -19,6 +19,7 @@
 package vmm
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"net"
@@ -35,7 +36,7 @@ import (
 	"vmfs/ctl"
 	"vmfs/priv/confine"
 	"vmfs/priv/wire"
-	"vmfs/vmm/qemu"
+	"vmfs/vmm/engine"
 )
 
 // How long a process stays that nobody speaks to.
@@ -56,10 +57,17 @@ const (
 	kvmFD    = 4
 )
 
+// QEMU is what package qemu does. A program without it knows the native engine
+// only, and is smaller.
+type QEMU struct {
+	Jail  func(dir string, uid uint32, kvm bool) error
+	Start func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error)
+}
+
 // Main is the role guest: args are ID UID COREUID ACCEL JAILDIR. It returns
 // the status to exit with.
-func Main(args []string) int {
-	if err := run(args); err != nil {
+func Main(args []string, q *QEMU) int {
+	if err := run(args, q); err != nil {
 		fmt.Fprintf(os.Stderr, "vmfs guest: %v\n", err)
 		return 1
 	}
@@ -73,10 +81,13 @@ type role struct {
 	jail             string
 }
 
-func run(args []string) error {
+func run(args []string, q *QEMU) error {
 	r, err := parseRole(args)
 	if err != nil {
 		return err
+	}
+	if r.accel != accelNative && q == nil {
+		return fmt.Errorf("%s: this program has the native engine only", r.accel)
 	}
 	// QEMU gets what it is given, and nothing that happened to be open.
 	if err := unix.CloseRange(listenFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
@@ -93,8 +104,9 @@ func run(args []string) error {
 	if r.accel == accelNative {
 		err = r.dropNative(m)
 	} else {
+		m.boot = q.Start
 		m.seal = func() error { return confine.Seccomp(confine.Guest) }
-		err = r.drop()
+		err = r.drop(q)
 	}
 	if err != nil {
 		return err
@@ -150,7 +162,7 @@ var limits = []struct {
 }
 
 // drop builds the jail and gives up what that took.
-func (r role) drop() error {
+func (r role) drop(q *QEMU) error {
 	unix.Umask(0o022) // the jail's directories are for the guest's uid
 	if err := confine.NoNewPrivs(); err != nil {
 		return err
@@ -158,7 +170,7 @@ func (r role) drop() error {
 	if err := confine.Keep(confine.Jail.Capabilities); err != nil {
 		return err
 	}
-	if err := qemu.Jail(r.jail, r.uid, r.accel == "kvm"); err != nil {
+	if err := q.Jail(r.jail, r.uid, r.accel == "kvm"); err != nil {
 		return err
 	}
 	return r.become(confine.Guest.Paths)

@@ -55,31 +55,32 @@ func guestFile(t *testing.T, variable, name string) *os.File {
 	return open(t, path, os.O_RDONLY)
 }
 
-// guestBinary is the role as a program, built once without cgo, in a
-// directory that TestMain removes.
+// programs are vmfs and vmfs-guest, built once without cgo, in a directory that
+// TestMain removes.
 var (
-	guestBinary = sync.OnceValues(buildGuest)
-	guestDir    string
+	programs    = sync.OnceValues(buildPrograms)
+	programsDir string
 )
 
-func buildGuest() (string, error) {
+func buildPrograms() (string, error) {
 	var err error
-	if guestDir, err = os.MkdirTemp("", "vmfs-guest-test"); err != nil {
+	if programsDir, err = os.MkdirTemp("", "vmfs-guest-test"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(guestDir, "guest")
-	cmd := exec.Command("go", "build", "-o", path, "./testdata/guest")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %v\n%s", err, out)
+	for name, pkg := range map[string]string{"vmfs": "vmfs/cmd/vmfs", "vmfs-guest": "vmfs/cmd/vmfs/guest"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(programsDir, name), pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("go build: %v\n%s", err, out)
+		}
 	}
-	return path, nil
+	return programsDir, nil
 }
 
 func TestMain(m *testing.M) {
 	status := m.Run()
-	if guestDir != "" {
-		os.RemoveAll(guestDir)
+	if programsDir != "" {
+		os.RemoveAll(programsDir)
 	}
 	os.Exit(status)
 }
@@ -102,15 +103,19 @@ var (
 
 func spawn(t *testing.T, accel string) *process {
 	t.Helper()
-	binary, err := guestBinary()
+	dir, err := programs()
 	if err != nil {
 		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "vmfs")
+	if accel == accelNative {
+		binary = filepath.Join(dir, "vmfs-guest")
 	}
 	idLock.Lock()
 	nextID++
 	p := &process{t: t, id: nextID, uid: confine.GuestUID + nextID, exited: make(chan struct{})}
 	idLock.Unlock()
-	dir := t.TempDir()
+	dir = t.TempDir()
 	openUp(t, dir)
 	p.path = filepath.Join(dir, "guest.sock")
 	jail := filepath.Join(dir, "jail")
@@ -120,7 +125,7 @@ func spawn(t *testing.T, accel string) *process {
 	socket := bindOnly(t, p.path)
 	defer socket.Close()
 	number := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
-	p.cmd = exec.Command(binary, number(p.id), number(p.uid), number(coreUID), accel, jail)
+	p.cmd = exec.Command(binary, "guest", number(p.id), number(p.uid), number(coreUID), accel, jail)
 	p.cmd.ExtraFiles = []*os.File{socket}
 	if accel == accelNative {
 		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, open(t, "/dev/kvm", os.O_RDWR))

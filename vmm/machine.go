@@ -13,7 +13,6 @@ import (
 	"vmfs/ctl"
 	"vmfs/vmm/console"
 	"vmfs/vmm/engine"
-	"vmfs/vmm/qemu"
 )
 
 // Bounds of a machine's life.
@@ -39,7 +38,7 @@ const (
 type machine struct {
 	id     uint32
 	accel  string
-	boot   bootFunc
+	boot   func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error)
 	seal   func() error     // called once QEMU runs: no program is executed any more
 	tell   func(ctl.Notice) // does not wait
 	forget func()           // called when core took the record
@@ -67,20 +66,8 @@ type machine struct {
 	usedLast   ctl.Usage
 }
 
-// bootFunc starts an engine.
-type bootFunc func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error)
-
 // accelNative is the accel of which no QEMU is a part.
 const accelNative = "native"
-
-// bootQEMU is the one of every accel but native.
-func bootQEMU(ctx context.Context, s *engine.Spec, tell func(engine.Event)) (engine.Engine, error) {
-	vm, err := qemu.Start(ctx, s, tell)
-	if err != nil {
-		return nil, err
-	}
-	return vm, nil
-}
 
 // stopping is a stop that was asked for.
 type stopping struct {
@@ -105,7 +92,6 @@ func newMachine(id uint32, accel string) (*machine, error) {
 	return &machine{
 		id:     id,
 		accel:  accel,
-		boot:   bootQEMU,
 		seal:   func() error { return nil },
 		tell:   func(ctl.Notice) {},
 		forget: func() {},

@@ -22,6 +22,7 @@ func (r role) dropNative(m *machine) error {
 	if err != nil {
 		return err
 	}
+	text := ownText()
 	m.boot = func(_ context.Context, s *engine.Spec, tell func(engine.Event)) (engine.Engine, error) {
 		// A CPU in the guest keeps its P for a while; devices have others.
 		runtime.GOMAXPROCS(s.CPUs + deviceThreads)
@@ -29,6 +30,9 @@ func (r role) dropNative(m *machine) error {
 		if err != nil {
 			return nil, err
 		}
+		host.KVM.Close() // it has its own
+		host.Rollup.Close()
+		text.shed()
 		return vm, nil
 	}
 	if err := confine.NoNewPrivs(); err != nil {

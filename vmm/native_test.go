@@ -144,6 +144,36 @@ func TestNativeConfined(t *testing.T) {
 	if err != nil || len(root) > 0 {
 		t.Errorf("its root directory: %v, %v; want nothing in it", root, err)
 	}
-	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.cmd.Process.Pid))
-	t.Logf("%s %v", rollup, err)
+}
+
+// The process without the guest's memory is small: rss and pss are in KiB.
+func TestNativeMemory(t *testing.T) {
+	p, g, s := nativeGuest(t, echo(), func(l *ctl.Launch) { l.MemoryMiB = 64 })
+	s.expect("hello\n", time.Second)
+	time.Sleep(time.Second)
+	u, err := g.Usage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rss := residentKiB(t, p.cmd.Process.Pid) // guest RAM touched is some 20 KiB of it
+	t.Logf("RSS %d KiB, Pss without the guest's memory %d KiB", rss, u.Overhead>>10)
+	if rss > 5<<10 {
+		t.Errorf("the process has %d KiB resident, more than 5 MiB", rss)
+	}
+}
+
+// residentKiB is the line Rss of a process.
+func residentKiB(t *testing.T, pid int) (kib int) {
+	t.Helper()
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(rollup)) {
+		if n, err := fmt.Sscanf(line, "Rss: %d kB", &kib); n == 1 && err == nil {
+			return kib
+		}
+	}
+	t.Fatalf("no Rss in %s", rollup)
+	return 0
 }

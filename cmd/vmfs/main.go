@@ -16,6 +16,7 @@ import (
 	"vmfs/priv"
 	"vmfs/priv/lease"
 	"vmfs/vmm"
+	"vmfs/vmm/qemu"
 )
 
 const version = "0.1"
@@ -64,7 +65,7 @@ func main() {
 		}
 	case "guest":
 		rename("vmfs guest")
-		os.Exit(vmm.Main(os.Args[2:]))
+		os.Exit(vmm.Main(os.Args[2:], &vmm.QEMU{Jail: qemu.Jail, Start: qemu.Start}))
 
 	case "help", "-h", "-help", "--help":
 		fmt.Print(usage)

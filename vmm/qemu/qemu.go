@@ -79,7 +79,7 @@ func find() (string, error) {
 // goroutine, and must not wait. The files of s stay the caller's. When ctx
 // ends first, or QEMU does, no process is left; the error then says the last
 // that QEMU wrote.
-func Start(ctx context.Context, s *engine.Spec, tell func(engine.Event)) (*VM, error) {
+func Start(ctx context.Context, s *engine.Spec, tell func(engine.Event)) (engine.Engine, error) {
 	path, err := find()
 	if err != nil {
 		return nil, err
