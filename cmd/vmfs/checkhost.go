@@ -326,7 +326,7 @@ func (c *checker) lookAtModule(about string, m module, without string) {
 // lookAtCgroups wants version 2 at its usual place, with what bounds a guest.
 func (c *checker) lookAtCgroups() {
 	controllers := c.read("/sys/fs/cgroup/cgroup.controllers")
-	if controllers == "" {
+	if !c.has("/sys/fs/cgroup/cgroup.controllers") {
 		c.warn("cgroup v2", "is not what is mounted on /sys/fs/cgroup, so nothing bounds what a guest's process uses: "+
 			"boot with systemd.unified_cgroup_hierarchy=1, the default since Debian 11")
 		return
