@@ -513,7 +513,7 @@ func differences(before, now string) string {
 		}
 	}
 	if b.Len() == 0 {
-		return before + "\nand\n" + now
+		return before + "\nand, in another order,\n" + now
 	}
 	return b.String()
 }
@@ -521,14 +521,19 @@ func differences(before, now string) string {
 // holdings lists everything that a stage has of the host, pids left out.
 func (s *stage) holdings() string {
 	var b bytes.Buffer
+	var processes []string
 	for _, p := range s.processes() {
-		fmt.Fprintf(&b, "process %s", p.role())
+		line := "process " + p.role()
 		for kind, n := range p.files() {
-			fmt.Fprintf(&b, " %s=%d", fileKinds[kind], n)
+			line += fmt.Sprintf(" %s=%d", fileKinds[kind], n)
 		}
-		b.WriteString("\n")
+		processes = append(processes, line+"\n")
 	}
-	for _, m := range s.mounts() {
+	slices.Sort(processes)
+	b.WriteString(strings.Join(processes, ""))
+	mounts := s.mounts()
+	slices.SortStableFunc(mounts, func(a, b mount) int { return strings.Compare(a.point, b.point) })
+	for _, m := range mounts {
 		fmt.Fprintf(&b, "mount %s %s\n", m.point, m.fstype)
 	}
 	filepath.WalkDir(s.dir+"/run", func(path string, _ os.DirEntry, err error) error {
