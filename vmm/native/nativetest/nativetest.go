@@ -72,6 +72,7 @@ func (a *Program) Jmp(l string) *Program             { return a.Bytes(0xe9).to(l
 func (a *Program) Jz(l string) *Program              { return a.Bytes(0x0f, 0x84).to(l) }
 func (a *Program) Jnz(l string) *Program             { return a.Bytes(0x0f, 0x85).to(l) }
 func (a *Program) Load(addr uint32) *Program         { return a.Bytes(0xa1).U32(addr) }                  // mov eax, [addr]
+func (a *Program) LoadByte(addr uint32) *Program     { return a.Bytes(0xa0).U32(addr) }                  // mov al, [addr]
 func (a *Program) Save(addr uint32) *Program         { return a.Bytes(0xa3).U32(addr) }                  // mov [addr], eax
 func (a *Program) Store(addr, v uint32) *Program     { return a.Bytes(0xc7, 0x05).U32(addr).U32(v) }     // mov dword [addr], v
 func (a *Program) Inc(addr uint32) *Program          { return a.Bytes(0xff, 0x05).U32(addr) }            // inc dword [addr]
@@ -83,7 +84,6 @@ func (a *Program) OutByte(p uint16, v byte) *Program { return a.Bytes(0xb0, v).P
 func (a *Program) InByte(p uint16) *Program          { return a.Port(p).In() }
 func (a *Program) Hlt() *Program                     { return a.Bytes(0xf4) }
 func (a *Program) Sti() *Program                     { return a.Bytes(0xfb) }
-func (a *Program) Iret() *Program                    { return a.Bytes(0xcf) }
 func (a *Program) lidt(addr uint32) *Program         { return a.Bytes(0x0f, 0x01, 0x1d).U32(addr) }
 
 // Print sends text to the serial port.
@@ -99,8 +99,7 @@ func (a *Program) PowerOff() *Program { return a.OutByte(PowerPort, 5<<2|1<<5) }
 
 // Idle ends a program: interrupts do what happens from here on.
 func (a *Program) Idle() *Program {
-	at := a.Here()
-	return a.Sti().Hlt().Bytes(0xeb, byte(int(at)-int(a.Here())-2))
+	return a.Label("idle").Sti().Hlt().Jmp("idle")
 }
 
 // The parts of a PC's interrupt controllers that programs use.
@@ -136,8 +135,12 @@ func (a *Program) Interrupts(lines map[byte]string) *Program {
 // there already.
 func (a *Program) abs(name string) *Program { return a.U32(a.labels[name]) }
 
-// EOI ends an interrupt's handler.
-func (a *Program) EOI() *Program { return a.Store(LAPIC+0xb0, 0).Iret() }
+// EOI ends an interrupt's handler. It goes on in Idle: an emulated CPU has no
+// IRET in protected mode.
+func (a *Program) EOI() *Program {
+	a.Store(LAPIC+0xb0, 0)
+	return a.Bytes(0xbc).U32(stack).Jmp("idle") // mov esp, stack
+}
 
 // Kernel is the program as an ELF file with a PVH note.
 func (a *Program) Kernel(t testing.TB) *os.File {
