@@ -29,6 +29,8 @@ type bench struct {
 	pairs   int
 	daemons map[string]*daemon
 	peer    *exec.Cmd
+	servers []*exec.Cmd // of 9P, to compare with
+	blocked float64     // KiB that a read costs that waits
 }
 
 type daemon struct {
@@ -161,6 +163,10 @@ func (b *bench) close() {
 		force.Stop()
 		for syscall.Unmount(d.mnt, syscall.MNT_DETACH) == nil {
 		}
+	}
+	for _, cmd := range b.servers {
+		cmd.Process.Kill()
+		cmd.Wait()
 	}
 	if b.peer != nil {
 		syscall.Unmount(b.dir+"/peer", syscall.MNT_DETACH)

@@ -1,13 +1,14 @@
 // Measure is the half of scripts/bench that needs a clock: it serves trees of
 // its own, holds each line of the table against its peer, and prints it.
 //
-//	measure DIR DISK MEMORY PAIRS
+//	measure DIR DISK MEMORY PAIRS [LINES]
 //
 // DIR has the programs and the guest: vmfs, vmlinuz, initrd. DISK and MEMORY
 // are directories for states, the one on a disk, the other on a tmpfs. What is
 // made in all three is the caller's to remove. A single pair of two identical
 // servers measures anything from 0.8 to 1.5, so every line is the median of
-// PAIRS ratios, ours and the peer's taken in turn.
+// PAIRS ratios, ours and the peer's taken in turn. LINES is a regular expression
+// for the names of the functions that measure; without it all do.
 package main
 
 import (
@@ -15,6 +16,9 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,31 +29,44 @@ import (
 type line struct {
 	what, ours, peer string
 	ratio            float64
-	aim              float64 // of the ratio, or of ours in MiB where there is no peer; 0 for none
-	unit             string  // of the aim: "x" or "MiB"
+	aim              float64 // of the ratio, or of ours in MiB or KiB where there is no peer; 0 for none
+	unit             string  // of the aim: "x", "MiB" or "KiB"
 }
 
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("measure: ")
-	if len(os.Args) == 3 && os.Args[1] == "peer" {
-		servePeer(os.Args[2])
-		return
+	if len(os.Args) == 3 {
+		if serve := peers[os.Args[1]]; serve != nil {
+			serve(os.Args[2])
+			return
+		}
 	}
-	if len(os.Args) != 5 {
-		log.Fatal("usage: measure DIR DISK MEMORY PAIRS")
+	if len(os.Args) != 5 && len(os.Args) != 6 {
+		log.Fatal("usage: measure DIR DISK MEMORY PAIRS [LINES]")
 	}
 	pairs, err := strconv.Atoi(os.Args[4])
 	if err != nil || pairs < 1 {
 		log.Fatalf("%q: not a number of pairs", os.Args[4])
 	}
-	if !measure(&bench{dir: os.Args[1], diskDir: os.Args[2], memDir: os.Args[3], pairs: pairs}) {
+	only, err := regexp.Compile(strings.Join(os.Args[5:], ""))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if !measure(only, &bench{dir: os.Args[1], diskDir: os.Args[2], memDir: os.Args[3], pairs: pairs}) {
 		os.Exit(1)
 	}
 }
 
+// peers are what this program is when it starts itself again: servers on a
+// directory or a socket, and clients of a socket.
+var peers = map[string]func(string){
+	"peer":    servePeer,
+	"minimal": serveMinimal,
+}
+
 // measure is false if something could not be measured at all.
-func measure(b *bench) (whole bool) {
+func measure(only *regexp.Regexp, b *bench) (whole bool) {
 	defer b.close()
 	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", b.pairs)
 	fmt.Printf("%-46s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
@@ -59,6 +76,11 @@ func measure(b *bench) (whole bool) {
 		(*bench).openReadCloseThousand,
 		(*bench).catStatus,
 		(*bench).catRemote,
+		(*bench).ninepMinimal,
+		(*bench).ninepDiod,
+		(*bench).ninepClients,
+		(*bench).ninepBlocked,
+		(*bench).ninepBlockedMemory,
 		(*bench).start,
 		(*bench).startWithNIC,
 		(*bench).attachNIC,
@@ -71,6 +93,9 @@ func measure(b *bench) (whole bool) {
 		(*bench).memoryWithMany,
 		(*bench).openReadCloseAmongMany,
 	} {
+		if name := runtime.FuncForPC(reflect.ValueOf(m).Pointer()).Name(); !only.MatchString(name) {
+			continue
+		}
 		l, err := m(b)
 		if err != nil {
 			fmt.Printf("not measured: %v\n", err)
