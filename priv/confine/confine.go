@@ -36,9 +36,10 @@ type Path struct {
 // Access is what may be done below a Path.
 type Access string
 
-// The ways of access. All but Device are for directories.
+// The ways of access. All but File and Device are for directories.
 const (
 	Read    Access = "read"    // open and list
+	File    Access = "file"    // open one file
 	Exec    Access = "exec"    // the same, and execute
 	Write   Access = "write"   // read, write, make, rename and remove below it
 	Device  Access = "device"  // read, write and ioctl one file
@@ -59,6 +60,10 @@ type Arg struct {
 	N        int // 0..5
 	Mask, Is uint32
 }
+
+// Self, in Is, is the pid of the process that the filter is made in. No pid and
+// no other argument in the tables is so great.
+const Self = ^uint32(0)
 
 // Action is what happens to a system call.
 type Action uint32
@@ -82,6 +87,8 @@ type Role struct {
 	NoSeccomp    string // why there is no seccomp filter, if there is none
 	NoLandlock   string // why there is no Landlock, if there is none
 	NoPaths      string // why Landlock leaves no path, if it leaves none
+	NewPrivs     string // why it may gain privileges by executing, if it may
+	Bounding     string // why its bounding set is as it was, if it is
 }
 
 // Syscall is one system call of a table, for who reads or tests it.

@@ -130,6 +130,8 @@ func TestFilter(t *testing.T) {
 		{"code", x86, unix.SYS_MMAP, []uint32{0, 4096, unix.PROT_READ | unix.PROT_EXEC}, Deny},
 		{"a unix socket", x86, unix.SYS_SOCKET, []uint32{unix.AF_UNIX}, Allow},
 		{"an inet socket", x86, unix.SYS_SOCKET, []uint32{unix.AF_INET}, Deny},
+		{"a signal to itself", x86, unix.SYS_TGKILL, []uint32{uint32(os.Getpid()), 1, 1}, Allow},
+		{"a signal to another", x86, unix.SYS_TGKILL, []uint32{uint32(os.Getppid()), 1, 1}, Deny},
 		{"a name for memory", x86, unix.SYS_PRCTL, []uint32{unix.PR_SET_VMA}, Allow},
 		{"a name for a thread", x86, unix.SYS_PRCTL, []uint32{unix.PR_SET_NAME}, Allow},
 		{"seccomp by prctl", x86, unix.SYS_PRCTL, []uint32{unix.PR_SET_SECCOMP}, Deny},

@@ -13,13 +13,9 @@ import (
 // one without it nothing: the uid and seccomp stand then. The process can
 // mount nothing any more. It implies NoNewPrivs.
 func Landlock(paths []Path) error {
-	rules := make([]landlock.Rule, len(paths))
-	for i, p := range paths {
-		rule, err := p.rule()
-		if err != nil {
-			return err
-		}
-		rules[i] = rule
+	rules, err := pathRules(paths)
+	if err != nil {
+		return err
 	}
 	if err := landlock.V11.BestEffort().Restrict(rules...); err != nil {
 		return fmt.Errorf("confine: landlock: %w", err)
@@ -27,11 +23,25 @@ func Landlock(paths []Path) error {
 	return nil
 }
 
+func pathRules(paths []Path) ([]landlock.Rule, error) {
+	rules := make([]landlock.Rule, len(paths))
+	for i, p := range paths {
+		rule, err := p.rule()
+		if err != nil {
+			return nil, err
+		}
+		rules[i] = rule
+	}
+	return rules, nil
+}
+
 func (p Path) rule() (landlock.Rule, error) {
 	var rule landlock.FSRule
 	switch p.Access {
 	case Read:
 		rule = landlock.PathAccess(ll.AccessFSReadFile|ll.AccessFSReadDir, p.Path)
+	case File:
+		rule = landlock.PathAccess(ll.AccessFSReadFile, p.Path)
 	case Exec:
 		rule = landlock.RODirs(p.Path)
 	case Write:

@@ -2,6 +2,7 @@ package confine
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"strings"
 	"unsafe"
@@ -81,9 +82,16 @@ func rule(nr uint32, line Calls) []unix.SockFilter {
 		prog = append(prog,
 			stmt(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataArgs+8*uint32(arg.N)),
 			stmt(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, arg.Mask),
-			jump(unix.BPF_JEQ, arg.Is, 0, uint8(n-3*(i+1)+1)))
+			jump(unix.BPF_JEQ, arg.is(), 0, uint8(n-3*(i+1)+1)))
 	}
 	return append(prog, ret(line.Do), stmt(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataNr))
+}
+
+func (a Arg) is() uint32 {
+	if a.Is == Self {
+		return uint32(os.Getpid())
+	}
+	return a.Is
 }
 
 func stmt(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }

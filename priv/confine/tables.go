@@ -3,7 +3,7 @@ package confine
 import "golang.org/x/sys/unix"
 
 // Roles lists every role: the daemon's in the order in which they come to be.
-var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest, Native, Mount}
+var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest, Native, Mount, OrdinaryPriv, OrdinaryJail}
 
 // Priv is the daemon's privileged half.
 var Priv = Role{
@@ -190,7 +190,7 @@ var goRuntime = []Calls{
 	{"munmap madvise mincore mremap brk", Allow, nil, "memory"},
 	{"clone", Allow, []Arg{{0, unix.CLONE_THREAD | unix.CLONE_VM, unix.CLONE_THREAD | unix.CLONE_VM}}, "threads"},
 	{"rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack", Allow, nil, "signals: stops goroutines for the collector"},
-	{"tgkill", Allow, nil, "a signal to a thread of its own; to others the uid forbids it"},
+	{"tgkill", Allow, []Arg{{0, ^uint32(0), Self}}, "a signal to a thread of its own"},
 	{"timer_create timer_settime timer_delete setitimer", Allow, nil, "profiles, when a developer asks"},
 	{"getpid gettid sched_getaffinity uname getrandom", Allow, nil, "what it runs on"},
 	{"prctl", Allow, []Arg{{0, ^uint32(0), unix.PR_SET_VMA}}, "names of its memory, for /proc/PID/maps"},
