@@ -162,7 +162,11 @@ func (c *client) Give(ctx context.Context, l *ctl.Launch) error {
 		}
 	}
 	for _, n := range l.NICs {
-		if err := c.call(ctx, []*os.File{n.Tap}, "nic", strconv.Itoa(n.N), n.MAC.String()); err != nil {
+		verb, files := "nic", []*os.File{n.Tap}
+		if n.Tap == nil {
+			verb, files = "usernic", nil
+		}
+		if err := c.call(ctx, files, verb, strconv.Itoa(n.N), n.MAC.String()); err != nil {
 			return err
 		}
 	}

@@ -60,8 +60,9 @@ const (
 // QEMU is what package qemu does. A program without it knows the native engine
 // only, and is smaller.
 type QEMU struct {
-	Jail  func(dir string, uid uint32, kvm bool) error
-	Start func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error)
+	Jail         func(dir string, uid uint32, kvm bool) error
+	OrdinaryJail func(dir string, kvm, outward bool) error
+	Start        func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error)
 }
 
 // Main is the role guest: args are ID UID COREUID ACCEL JAILDIR. It returns
@@ -79,9 +80,14 @@ type role struct {
 	id, uid, coreUID uint32
 	accel            string
 	jail             string
+	outward          bool   // it has the daemon's network
+	unjailed         string // why it has no namespaces, if it has none
 }
 
 func run(args []string, q *QEMU) error {
+	if len(args) > 0 && args[0] == wordProbe && q != nil {
+		return probe(args[1:], q)
+	}
 	r, err := parseRole(args)
 	if err != nil {
 		return err
@@ -101,6 +107,7 @@ func run(args []string, q *QEMU) error {
 		return err
 	}
 	defer m.close()
+	m.outward, m.unjailed = r.outward, r.unjailed
 	if r.accel == accelNative {
 		err = r.dropNative(m)
 	} else {
@@ -129,8 +136,8 @@ func run(args []string, q *QEMU) error {
 }
 
 func parseRole(args []string) (role, error) {
-	if len(args) != 5 {
-		return role{}, fmt.Errorf("%d arguments, not ID UID COREUID ACCEL JAILDIR", len(args))
+	if len(args) < 5 {
+		return role{}, fmt.Errorf("%d arguments, not ID UID COREUID ACCEL JAILDIR WORD...", len(args))
 	}
 	var n [3]uint32
 	for i := range n {
@@ -146,7 +153,8 @@ func parseRole(args []string) (role, error) {
 	if !filepath.IsAbs(args[4]) {
 		return role{}, fmt.Errorf("%q: not an absolute path", args[4])
 	}
-	return role{n[0], n[1], n[2], args[3], args[4]}, nil
+	r := role{id: n[0], uid: n[1], coreUID: n[2], accel: args[3], jail: args[4]}
+	return r, r.further(args[5:])
 }
 
 // limits of the process and of QEMU. The uid is the machine's own, so that
@@ -163,6 +171,9 @@ var limits = []struct {
 
 // drop builds the jail and gives up what that took.
 func (r role) drop(q *QEMU) error {
+	if ordinary() {
+		return r.dropOrdinary(q)
+	}
 	unix.Umask(0o022) // the jail's directories are for the guest's uid
 	if err := confine.NoNewPrivs(); err != nil {
 		return err
@@ -179,12 +190,18 @@ func (r role) drop(q *QEMU) error {
 // become sets the limits, and leaves the guest's uid and the paths.
 func (r role) become(paths []confine.Path) error {
 	for _, l := range limits {
+		if !r.counts(l.what) {
+			continue
+		}
 		if err := lower(l.what, l.limit); err != nil {
 			return fmt.Errorf("limit %d: %w", l.what, err)
 		}
 	}
-	if err := confine.Become(r.uid, r.uid, nil); err != nil {
+	if err := r.becomeUser(); err != nil {
 		return err
+	}
+	if r.outward {
+		return confine.LandlockOutward(paths)
 	}
 	return confine.Landlock(paths)
 }

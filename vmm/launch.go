@@ -309,23 +309,31 @@ func (l *launch) disk(words []string, f *os.File) error {
 
 // nic takes a tap; on success f is the launch's. words are N and MAC.
 func (l *launch) nic(words []string, f *os.File) error {
-	n, err := number(words[0], 0, ctl.MaxNICs-1)
+	n, mac, err := l.newNIC(words)
 	if err != nil {
-		return ctl.Errorf(syscall.EINVAL, "nic %.20q: %v", words[0], err)
-	}
-	what := fmt.Sprintf("nic/%d", n)
-	mac, err := parseMAC(words[1])
-	if err != nil {
-		return ctl.Errorf(syscall.EINVAL, "%s: %.40q: %v", what, words[1], err)
-	}
-	if l.nics[n].Tap != nil {
-		return ctl.Errorf(syscall.EEXIST, "%s: given already", what)
+		return err
 	}
 	if err := tap(f); err != nil {
-		return ctl.Errorf(syscall.EINVAL, "%s: %v", what, err)
+		return ctl.Errorf(syscall.EINVAL, "nic/%d: %v", n, err)
 	}
 	l.nics[n] = engine.NIC{N: n, MAC: mac, Tap: f}
 	return nil
+}
+
+// newNIC reads N and MAC of a NIC that was not given yet.
+func (l *launch) newNIC(words []string) (int, net.HardwareAddr, error) {
+	n, err := number(words[0], 0, ctl.MaxNICs-1)
+	if err != nil {
+		return 0, nil, ctl.Errorf(syscall.EINVAL, "nic %.20q: %v", words[0], err)
+	}
+	mac, err := parseMAC(words[1])
+	if err != nil {
+		return 0, nil, ctl.Errorf(syscall.EINVAL, "nic/%d: %.40q: %v", n, words[1], err)
+	}
+	if l.nics[n].MAC != nil {
+		return 0, nil, ctl.Errorf(syscall.EEXIST, "nic/%d: given already", n)
+	}
+	return n, mac, nil
 }
 
 // parseMAC takes the address of one network card, as it is written by
@@ -389,7 +397,7 @@ func (l *launch) complete() (*engine.Spec, error) {
 		}
 	}
 	for _, n := range l.nics {
-		if n.Tap != nil {
+		if n.MAC != nil {
 			spec.NICs = append(spec.NICs, n)
 		}
 	}

@@ -36,8 +36,12 @@ const (
 
 // machine is the one launch of this process, from before it until after it.
 type machine struct {
-	id     uint32
-	accel  string
+	id    uint32
+	accel string
+
+	outward  bool   // this process has a network
+	unjailed string // why it has no namespaces, if it has none
+
 	boot   func(context.Context, *engine.Spec, func(engine.Event)) (engine.Engine, error)
 	seal   func() error     // called once QEMU runs: no program is executed any more
 	tell   func(ctl.Notice) // does not wait
@@ -499,7 +503,7 @@ func (m *machine) status() ctl.GuestState {
 		Started:    m.started,
 		Reboots:    m.reboots,
 		Engine:     m.engineName,
-		Reason:     m.about.reason,
+		Reason:     m.reason(),
 	}
 	if m.exit != nil {
 		exit := *m.exit

@@ -585,7 +585,7 @@ func TestSealedCopy(t *testing.T) {
 
 func TestParseRole(t *testing.T) {
 	good := []string{"3", "1900000003", "1899999999", "tcg", "/run/vmfs/guest"}
-	if r, err := parseRole(good); err != nil || r != (role{3, 1900000003, 1899999999, "tcg", "/run/vmfs/guest"}) {
+	if r, err := parseRole(good); err != nil || r != (role{id: 3, uid: 1900000003, coreUID: 1899999999, accel: "tcg", jail: "/run/vmfs/guest"}) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	for i, bad := range []string{"0", "0", "-1", "vmx", "relative"} {
@@ -595,8 +595,14 @@ func TestParseRole(t *testing.T) {
 			t.Errorf("%q was taken", args)
 		}
 	}
-	if _, err := parseRole(append(good, "more")); err == nil {
-		t.Error("a sixth argument was taken")
+	for _, bad := range []string{"more", "unjailed ", "outwards"} {
+		if _, err := parseRole(append(good, bad)); err == nil {
+			t.Errorf("%q behind the arguments was taken", bad)
+		}
+	}
+	r, err := parseRole(append(good, "outward", "unjailed no user namespaces"))
+	if err != nil || !r.outward || r.unjailed != "no user namespaces" {
+		t.Errorf("%+v, %v", r, err)
 	}
 	if _, err := parseRole([]string{"4294967296", "1", "1", "tcg", "/"}); err == nil {
 		t.Error("an id of 33 bits was taken")

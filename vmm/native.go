@@ -41,8 +41,10 @@ func (r role) dropNative(m *machine) error {
 	if err := confine.Keep(confine.Native.Capabilities); err != nil {
 		return err
 	}
-	if err := confine.EmptyRoot(r.jail); err != nil {
-		return err
+	if r.unjailed == "" {
+		if err := confine.EmptyRoot(r.jail); err != nil {
+			return err
+		}
 	}
 	if err := r.become(nil); err != nil {
 		return err

@@ -42,6 +42,7 @@ var verbs = map[string]verb{
 	"eject":    {0, 0, doEject},
 	"disk":     {4, 1, doDisk},
 	"nic":      {2, 1, doNIC},
+	"usernic":  {2, 0, doUserNIC},
 	"go":       {0, 0, doGo},
 	"state":    {0, 0, doState},
 	"usage":    {0, 0, doUsage},
@@ -126,6 +127,10 @@ func doNIC(m *machine, r *wire.Request) (answer, error) {
 	return answer{}, m.edit(func(l *launch) error {
 		return took(r, l.nic(r.Args, r.Files[0]))
 	})
+}
+
+func doUserNIC(m *machine, r *wire.Request) (answer, error) {
+	return answer{}, m.edit(func(l *launch) error { return l.userNIC(r.Args, m.outward) })
 }
 
 // took leaves the files to who took them, if he did.

@@ -65,7 +65,7 @@ func main() {
 		}
 	case "guest":
 		rename("vmfs guest")
-		os.Exit(vmm.Main(os.Args[2:], &vmm.QEMU{Jail: qemu.Jail, Start: qemu.Start}))
+		os.Exit(vmm.Main(os.Args[2:], &vmm.QEMU{Jail: qemu.Jail, OrdinaryJail: qemu.OrdinaryJail, Start: qemu.Start}))
 
 	case "help", "-h", "-help", "--help":
 		fmt.Print(usage)

@@ -57,7 +57,7 @@ type Image struct {
 type NIC struct {
 	N   int // 0..15
 	MAC net.HardwareAddr
-	Tap *os.File // with vnet_hdr
+	Tap *os.File // with vnet_hdr; nil, for QEMU only: its own network
 }
 
 // Event is what happened to a machine while it runs.

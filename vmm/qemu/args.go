@@ -150,7 +150,11 @@ const (
 // is QEMU's own for the device.
 func (c *command) nic(n engine.NIC, index int) {
 	name := nicName(n.N)
-	c.add("-netdev", fmt.Sprintf("tap,id=%s,fd=%d,vhost=off", name, c.fd(n.Tap)))
+	if n.Tap != nil {
+		c.add("-netdev", fmt.Sprintf("tap,id=%s,fd=%d,vhost=off", name, c.fd(n.Tap)))
+	} else {
+		c.add("-netdev", "user,id="+name)
+	}
 	device := fmt.Sprintf("virtio-net-pci,id=%s-dev,netdev=%s,mac=%s,addr=%#x", name, name, n.MAC, nicSlot+n.N)
 	if index > 0 {
 		device += fmt.Sprintf(",bootindex=%d", index)

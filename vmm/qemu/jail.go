@@ -33,17 +33,67 @@ func Jail(dir string, uid uint32, kvm bool) error {
 	if err := unix.Mount("jail", dir, "tmpfs", flags, "mode=0755,size=64k,nr_inodes=64"); err != nil {
 		return fmt.Errorf("jail: tmpfs: %w", err)
 	}
-	for _, step := range []func(string) error{
-		usr, libraries, loaderCache, proc,
+	return steps(dir, usr, libraries, loaderCache, proc,
 		func(dir string) error { return devices(dir, uid, kvm) },
 		func(dir string) error { return readOnly(dir, flags) },
-		enter,
-	} {
+		enter)
+}
+
+// OrdinaryJail is Jail with the rights of an ordinary user, in a user
+// namespace in which the process has confine.OrdinaryJail's. It cannot make a
+// device node: /dev/kvm is the host's. With outward there is /etc/resolv.conf
+// too. What is mounted below /usr shows there: the kernel would not hide it.
+func OrdinaryJail(dir string, kvm, outward bool) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("jail: private mounts: %w", err)
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV
+	if err := unix.Mount("jail", dir, "tmpfs", flags, "mode=0755,size=64k,nr_inodes=64"); err != nil {
+		return fmt.Errorf("jail: tmpfs: %w", err)
+	}
+	return steps(dir, usr, libraries, loaderCache, proc,
+		func(dir string) error { return hostDevice(dir, kvm) },
+		func(dir string) error { return resolver(dir, outward) },
+		func(dir string) error { return readOnly(dir, flags) },
+		enter)
+}
+
+// steps does the steps of building a jail.
+func steps(dir string, all ...func(string) error) error {
+	for _, step := range all {
 		if err := step(dir); err != nil {
 			return fmt.Errorf("jail: %w", err)
 		}
 	}
 	return nil
+}
+
+// hostDevice shows the host's /dev/kvm.
+func hostDevice(dir string, kvm bool) error {
+	if !kvm {
+		return nil
+	}
+	if err := os.Mkdir(dir+"/dev", 0o755); err != nil {
+		return err
+	}
+	return bindFile("/dev/kvm", dir, 0)
+}
+
+// resolver shows the host's resolv.conf, as it is now.
+func resolver(dir string, outward bool) error {
+	const file = "/etc/resolv.conf"
+	if _, err := os.Stat(file); !outward || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return bindFile(file, dir, unix.MS_NODEV)
+}
+
+// bindFile shows a file, read-only, at its own place below dir.
+func bindFile(file, dir string, flags uintptr) error {
+	if err := os.WriteFile(dir+file, nil, 0o444); err != nil {
+		return err
+	}
+	return bindOver(file, dir+file, flags|unix.MS_NOEXEC)
 }
 
 func usr(dir string) error { return bind("/usr", dir+"/usr") }
@@ -85,16 +135,13 @@ func relink(name, to string) error {
 // and no secret; without it the loader knows the usual places.
 func loaderCache(dir string) error {
 	const cache = "/etc/ld.so.cache"
-	if _, err := os.Stat(cache); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	if err := os.Mkdir(dir+"/etc", 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(dir+cache, nil, 0o444); err != nil {
-		return err
+	if _, err := os.Stat(cache); errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return bindOver(cache, dir+cache)
+	return bindFile(cache, dir, unix.MS_NODEV)
 }
 
 // proc shows the processes of this pid namespace, which are this one and
@@ -159,15 +206,20 @@ func bind(from, to string) error {
 	if err := os.Mkdir(to, 0o755); err != nil {
 		return err
 	}
-	return bindOver(from, to)
+	return bindOver(from, to, unix.MS_NODEV)
 }
 
-// bindOver binds over what is there, read-only.
-func bindOver(from, to string) error {
-	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+// bindOver binds over what is there, read-only. Where the mounts are not this
+// user's own, what is mounted below cannot be left out.
+func bindOver(from, to string, flags uintptr) error {
+	how := uintptr(unix.MS_BIND)
+	if os.Geteuid() != 0 {
+		how |= unix.MS_REC
+	}
+	if err := unix.Mount(from, to, "", how, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", from, err)
 	}
-	const flags = unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+	flags |= unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID
 	if err := unix.Mount("", to, "", flags, ""); err != nil {
 		return fmt.Errorf("bind %s read-only: %w", from, err)
 	}
