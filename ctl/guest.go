@@ -26,8 +26,10 @@ type Host interface {
 
 	// Spawn starts a guest process for the machine id and connects to it;
 	// pid is what the host calls it. The process ends by itself if it is
-	// left before it was told Go.
-	Spawn(ctx context.Context, id uint32, accel string) (g Guest, pid int, err error)
+	// left before it was told Go. With outward it has the daemon's network, for
+	// a NIC without a tap; else it has none. EOPNOTSUPP for that of a daemon of
+	// root's.
+	Spawn(ctx context.Context, id uint32, accel string, outward bool) (g Guest, pid int, err error)
 
 	// Guests lists the guest processes that run, as priv recorded them.
 	Guests(ctx context.Context) ([]GuestProcess, error)
@@ -182,7 +184,7 @@ type LaunchDisk struct {
 type LaunchNIC struct {
 	N   int // 0..15
 	MAC net.HardwareAddr
-	Tap *os.File // with vnet_hdr
+	Tap *os.File // with vnet_hdr; nil for a NIC on the engine's own network
 }
 
 // GuestState is what a guest process knows about its launch.

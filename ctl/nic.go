@@ -36,8 +36,12 @@ func (d *definition) alone(n int) error {
 	get := func(file string) string { return d.get(nicAttr(n, file)) }
 	sw := get("switch")
 	switch {
-	case get("user") == "yes":
+	case d.isUser(n) && !rootless():
 		return Errorf(syscall.EOPNOTSUPP, "nic/%d/user: the engine's own network is for a daemon without root", n)
+	case d.isUser(n):
+		return d.userAlone(n)
+	case rootless():
+		return Errorf(syscall.EPERM, "nic/%d: a daemon without root has no taps; nic/%d/user yes gives it the engine's own network", n, n)
 	case sw != "" && get("local") == "yes":
 		return Errorf(syscall.EINVAL, "nic/%d/local: it is of the switch %s", n, sw)
 	case sw != "" && get("rdomain") != "0":
@@ -46,13 +50,36 @@ func (d *definition) alone(n int) error {
 	return nil
 }
 
-// connect does the NICSteps for each NIC. What it made is in the launch, to be
-// released.
+// isUser reports whether a NIC is on the engine's own network. The host has no
+// link for it.
+func (d *definition) isUser(n int) bool { return d.get(nicAttr(n, "user")) == "yes" }
+
+// userAlone is what can be said against a NIC on the engine's own network: it
+// has nothing that a link has, and is plugged in for good.
+func (d *definition) userAlone(n int) error {
+	for _, a := range nicAttrs {
+		file := strings.TrimPrefix(a.Name, "nic/N/")
+		if file != "mac" && file != "user" && d.get(nicAttr(n, file)) != a.Default {
+			return Errorf(syscall.EINVAL, "nic/%d/%s: on the engine's own network, which nic/%d/user yes is, it means nothing", n, file, n)
+		}
+	}
+	if d.get("engine") == "native" {
+		return Errorf(syscall.EINVAL, "nic/%d/user: only QEMU has a network of its own; engine auto or qemu", n)
+	}
+	return nil
+}
+
+// connect does the NICSteps for each NIC that has a link. What it made is in
+// the launch, to be released.
 func (vm *VM) connect(ctx context.Context, l *launch, d *definition, spec *Launch) error {
 	for _, n := range d.numbers("nic") {
 		mac, err := net.ParseMAC(d.get(nicAttr(n, "mac")))
 		if err != nil {
 			return Errorf(syscall.EINVAL, "nic/%d/mac: %v", n, err)
+		}
+		if d.isUser(n) {
+			spec.NICs = append(spec.NICs, LaunchNIC{N: n, MAC: mac})
+			continue
 		}
 		c := &nic{n: n, link: NICLink(vm.id, n), mac: mac, groups: strings.Fields(d.get(nicAttr(n, "group")))}
 		vm.mu.Lock()

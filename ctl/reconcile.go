@@ -95,7 +95,7 @@ func (sw *Switch) takeUp(ctx context.Context, s LinkState) {
 func (vm *VM) launchedNICs(d *definition) []*nic {
 	var list []*nic
 	for n := range MaxNICs {
-		if mac, err := net.ParseMAC(d.launched[nicAttr(n, "mac")]); err == nil {
+		if mac, err := net.ParseMAC(d.launched[nicAttr(n, "mac")]); err == nil && d.launched[nicAttr(n, "user")] != "yes" {
 			list = append(list, &nic{n: n, link: NICLink(vm.id, n), mac: mac,
 				groups: strings.Fields(d.launched[nicAttr(n, "group")])})
 		}

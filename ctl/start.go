@@ -174,7 +174,7 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 	}
 	atStep(vm.m.State, "spawn")
 	vm.m.died.Delete(vm.id)
-	g, pid, err := vm.m.Host.Spawn(ctx, vm.id, spec.Accel)
+	g, pid, err := vm.m.Host.Spawn(ctx, vm.id, spec.Accel, spec.outward())
 	if err != nil {
 		return err
 	}
@@ -253,8 +253,15 @@ func (l *Launch) Close() {
 		d.Images.Close()
 	}
 	for _, nic := range l.NICs {
-		nic.Tap.Close()
+		if nic.Tap != nil {
+			nic.Tap.Close()
+		}
 	}
+}
+
+// outward reports whether a NIC is on the engine's own network.
+func (l *Launch) outward() bool {
+	return slices.ContainsFunc(l.NICs, func(n LaunchNIC) bool { return n.Tap == nil })
 }
 
 // engineChoice is how a machine will run.

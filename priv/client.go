@@ -133,10 +133,11 @@ func (c *Client) Open(ctx context.Context, uid uint32, wants []ctl.Want) ([]ctl.
 }
 
 // Spawn starts the guest process of a machine and returns its pid. The
-// process then listens at its socket in the run directory. EBUSY if there is
-// one already.
-func (c *Client) Spawn(ctx context.Context, id uint32, accel string) (pid int, err error) {
-	fields, err := c.call(ctx, "spawn", decimal(id), accel)
+// process then listens at its socket in the run directory. With outward it has
+// the daemon's network: EOPNOTSUPP if that is root's. EBUSY if there is one
+// already.
+func (c *Client) Spawn(ctx context.Context, id uint32, accel string, outward bool) (pid int, err error) {
+	fields, err := c.call(ctx, "spawn", decimal(id), accel, yesNo(outward))
 	if err != nil {
 		return 0, err
 	}

@@ -44,8 +44,10 @@ func (s *server) startCore(dev *os.File) (*core, error) {
 	cmd := role("core", append(args, s.doors.words...)...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:     true, // a ^C is for us; core ends when we say so
-		Credential: &syscall.Credential{Uid: s.tree.uid, Gid: s.tree.gid},
+		Setsid: true, // a ^C is for us; core ends when we say so
+	}
+	if !ordinary() {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: s.tree.uid, Gid: s.tree.gid}
 	}
 	conn, err := startRole(cmd, append([]*os.File{dev}, s.doors.files...)...)
 	if err != nil {

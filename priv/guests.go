@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
-	"vmfs/priv/confine"
 )
 
 // endTime is how long the end of a killed process may take.
@@ -31,6 +30,8 @@ type guests struct {
 	coreUID uint32
 	small   *os.File                       // the program of native guests; nil: this one
 	exited  func(id uint32, status string) // of a guest that this daemon started
+
+	unjailed string // why guests can have no namespaces, if they cannot
 
 	mu   sync.Mutex
 	free sync.Cond       // a change of held
@@ -146,8 +147,12 @@ func (g *guests) end(id uint32) error {
 	return nil
 }
 
-// spawn starts the guest of a machine and returns its pid. EBUSY if it runs.
-func (g *guests) spawn(id uint32, accel string) (int, error) {
+// spawn starts the guest of a machine and returns its pid; with outward it has
+// the daemon's network. EBUSY if it runs.
+func (g *guests) spawn(id uint32, accel string, outward bool) (int, error) {
+	if err := g.fence(outward); err != nil {
+		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
+	}
 	defer g.hold(id)()
 	if r, err := g.records.read(guestRecord(id)); err == nil && r.live() {
 		return 0, ctl.Errorf(syscall.EBUSY, "spawn guest %d: process %d is one", id, r.pid)
@@ -158,7 +163,7 @@ func (g *guests) spawn(id uint32, accel string) (int, error) {
 		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
 	}
 	defer socket.Close()
-	cmd := g.command(id, accel)
+	cmd := g.command(id, accel, outward)
 	cmd.ExtraFiles = []*os.File{socket}
 	if accel == accelNative {
 		kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
@@ -184,7 +189,7 @@ func (g *guests) start(id uint32, cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r, err := recordOf(cmd.Process.Pid, confine.GuestUID+id)
+	r, err := recordOf(cmd.Process.Pid, g.guestUID(id))
 	if err == nil {
 		err = g.records.write(guestRecord(id), r)
 	}
@@ -208,16 +213,10 @@ func (g *guests) reap(id uint32, cmd *exec.Cmd) {
 }
 
 // command is the guest's: pid 1 of its own world, without a terminal.
-func (g *guests) command(id uint32, accel string) *exec.Cmd {
-	number := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
-	cmd := role("guest", number(id), number(confine.GuestUID+id), number(g.coreUID), accel, g.dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:     true,
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		// By unshare, and not by clone, because that makes the mounts
-		// private before the guest's first instruction.
-		Unshareflags: unix.CLONE_NEWNS,
-	}
+func (g *guests) command(id uint32, accel string, outward bool) *exec.Cmd {
+	args := []string{decimal(id), decimal(g.guestUID(id)), decimal(g.coreUID), accel, g.dir}
+	cmd := role("guest", append(args, g.words(outward)...)...)
+	cmd.SysProcAttr = g.namespaces(outward)
 	return cmd
 }
 

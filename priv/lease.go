@@ -70,6 +70,9 @@ func (p *leaser) kill() {
 }
 
 func startLease(_ context.Context, s *server) (reply, error) {
+	if s.network == nil {
+		return reply{}, noNetwork()
+	}
 	f, err := s.lease.start()
 	if err != nil {
 		return reply{}, err

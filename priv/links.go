@@ -24,7 +24,7 @@ import (
 var linkVerbs = []verb{
 	{"tap", "NIC tap|tapN", "only root opens one; the guest gets the open file. One that is there must be listed", onLink(nics, parseTap)},
 	{"bridge", "SWITCH IFNAME|-", "makes the switch's own, or takes one that is listed", onLink(switches, parseBridge)},
-	{"release", "LINK", "takes away what was made for it, and puts back what was found", onLink(anyLink, parseRelease)},
+	{"release", "LINK", "takes away what was made for it, and puts back what was found", orNothing(onLink(anyLink, parseRelease))},
 	{"alias", "LINK NAME", "tells people what an interface is for", onLink(anyLink, parseAlias)},
 	{"attach", "NIC SWITCH MAC yes|no yes|no", "a port of its switch, locked, isolated; never another's port", onLink(nics, parseAttach)},
 	{"detach", "NIC", "out of its switch", onLink(nics, plainLink((*network.Network).Detach))},
@@ -34,7 +34,7 @@ var linkVerbs = []verb{
 	{"addresses", "LINK CIDR...", "from -network; of a NIC, its own place there", onLink(anyLink, parseAddresses)},
 	{"masquerade", "SWITCH CIDR...", "rules in a chain of our own, from -network", onLink(switches, parseMasquerade)},
 	{"up", "LINK yes|no", "an interface of a record, and no flag but that", onLink(anyLink, parseUp)},
-	{"links", "AFTER|-", "the records are root's, so that core cannot invent a link", parseLinks},
+	{"links", "AFTER|-", "the records are root's, so that core cannot invent a link", orNothing(parseLinks)},
 	{"observe", "LINK", "counters and addresses of an interface of a record", onLink(anyLink, parseObserve)},
 	{"ways", "LINK CIDR...", "the host's forwarding and firewalls, which only root may list", onLink(anyLink, parseWays)},
 	{"listen", "LINK", "a packet socket needs root; this one gets requests for addresses alone", onLink(anyLink, parseListen)},
@@ -65,11 +65,31 @@ func onLink(of func(ctl.Link) error, parse func(args []string) (linkAct, error))
 			return nil, err
 		}
 		return func(ctx context.Context, s *server) (reply, error) {
+			if s.network == nil {
+				return reply{}, noNetwork()
+			}
 			r, err := do(ctx, s.network, l)
 			if errors.Is(err, syscall.EPERM) {
 				s.refused(err)
 			}
 			return r, err
+		}, nil
+	}
+}
+
+// orNothing is the parse of a verb that finds nothing where there is no network,
+// which is no error.
+func orNothing(parse func([]string) (act, error)) func([]string) (act, error) {
+	return func(args []string) (act, error) {
+		do, err := parse(args)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, s *server) (reply, error) {
+			if s.network == nil {
+				return reply{}, nil
+			}
+			return do(ctx, s)
 		}, nil
 	}
 }

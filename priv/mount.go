@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmfs/priv/fusermount"
 )
 
 // A mount point bears up to two mounts of ours, told apart by what mountinfo
@@ -56,9 +58,9 @@ func (t *tree) clear() error {
 	return fmt.Errorf("mount point %s: a hundred mounts and no end", t.point)
 }
 
-// cover puts the empty directory there, unless it is.
+// cover puts the empty directory there, unless it is. An ordinary user cannot.
 func (t *tree) cover() error {
-	if err := t.clear(); err != nil {
+	if err := t.clear(); err != nil || ordinary() {
 		return err
 	}
 	mounts, err := readMounts()
@@ -81,6 +83,9 @@ func (t *tree) mount() (*os.File, error) {
 	if err := t.cover(); err != nil {
 		return nil, err
 	}
+	if ordinary() {
+		return t.mountOrdinary()
+	}
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w (is the module fuse loaded?)", err)
@@ -98,6 +103,9 @@ func (t *tree) mount() (*os.File, error) {
 // detach takes the topmost mount away, in use or not. The kernel follows the
 // path without asking whoever serves the mount.
 func (t *tree) detach() error {
+	if ordinary() {
+		return fusermount.Unmount(t.point)
+	}
 	if err := unix.Unmount(t.point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("detach %s: %w", t.point, err)
 	}

@@ -38,6 +38,9 @@ func newOpeners(dirs []string) *openers {
 // open opens the wants with the rights of a user; the caller closes the
 // files. fields say which belong to which want, as parseOpened reads it.
 func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files []*os.File, fields []string, err error) {
+	if own := uint32(os.Geteuid()); ordinary() && uid != own {
+		return nil, nil, ctl.Errorf(syscall.EPERM, "open %s as %s: this daemon has the rights of %s alone", wants[0].Path, userName(uid), userName(own))
+	}
 	if err := o.begin(uid); err != nil {
 		return nil, nil, err
 	}

@@ -37,7 +37,7 @@ import (
 // openRequest is the one request of an opener.
 type openRequest struct {
 	uid   uint32
-	dirs  []string // for uid 0
+	dirs  []string // for uid 0, and in an ordinary user's daemon
 	wants []ctl.Want
 }
 
@@ -120,8 +120,11 @@ type opener struct {
 
 func newOpener(req openRequest) (*opener, error) {
 	o := &opener{uid: req.uid, who: userName(req.uid)}
-	if req.uid == 0 {
+	if req.uid == 0 || ordinary() && len(req.dirs) > 0 {
 		o.within = resolve(req.dirs)
+	}
+	if ordinary() {
+		return o, o.remain()
 	}
 	gid, groups, err := groupsOf(req.uid)
 	if err != nil {
@@ -206,11 +209,12 @@ func resolve(dirs []string) []string {
 	return resolved
 }
 
-// rootsLinks reports whether every symbolic link that d names is root's.
+// rootsLinks reports whether every symbolic link that d names is root's, or of
+// who runs the daemon.
 func rootsLinks(d string) bool {
 	for d = filepath.Clean(d); d != "/"; d = filepath.Dir(d) {
 		var st unix.Stat_t
-		if err := unix.Lstat(d, &st); err != nil || st.Mode&unix.S_IFMT == unix.S_IFLNK && st.Uid != 0 {
+		if err := unix.Lstat(d, &st); err != nil || st.Mode&unix.S_IFMT == unix.S_IFLNK && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 			return false
 		}
 	}
@@ -463,7 +467,7 @@ func (o *opener) bounded(w ctl.Want, found int) error {
 			return nil
 		}
 	}
-	return ctl.Errorf(syscall.EACCES, "open %s: root's own files only below -images: %s", w.Path, strings.Join(o.within, " "))
+	return ctl.Errorf(syscall.EACCES, "open %s: %s's own files only below -images: %s", w.Path, o.who, strings.Join(o.within, " "))
 }
 
 // settle makes an open file ready to be handed over.

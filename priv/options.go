@@ -44,6 +44,11 @@ const maxRun = 80
 
 // check refuses options in words and makes paths canonical.
 func (o *Options) check() error {
+	if ordinary() {
+		if err := o.checkOrdinary(); err != nil {
+			return err
+		}
+	}
 	for _, p := range []struct {
 		what string
 		path *string
@@ -128,10 +133,14 @@ func makePoint(point string) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%s: not a directory", point)
 	}
+	if ordinary() {
+		return makePointOrdinary(point)
+	}
 	return nil
 }
 
-// makeRun makes the run directory if it is missing; it must be root's alone.
+// makeRun makes the run directory if it is missing; it must be the daemon's
+// user's alone, and an ordinary one's is closed to others.
 func makeRun(run string) error {
 	if err := os.MkdirAll(filepath.Dir(run), 0o755); err != nil {
 		return fmt.Errorf("%s: %w", run, reason(err))
@@ -143,8 +152,11 @@ func makeRun(run string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", run, err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != 0 || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%s: not a directory that root alone may write", run)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("%s: not a directory that %s alone may write", run, userName(uint32(os.Geteuid())))
+	}
+	if ordinary() {
+		return os.Chmod(run, 0o700)
 	}
 	return nil
 }
@@ -161,6 +173,9 @@ func makeOwn(dir string, mode fs.FileMode) error {
 // or root's and empty. Others may pass through it, to the images directory
 // that is below it by default; all else in it is core's alone.
 func makeState(state string, images []string, uid, gid uint32) error {
+	if ordinary() {
+		return makeStateOrdinary(state)
+	}
 	if err := os.MkdirAll(filepath.Dir(state), 0o755); err != nil {
 		return fmt.Errorf("%s: %w", state, reason(err))
 	}

@@ -1,7 +1,6 @@
 package priv
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -53,13 +52,10 @@ type server struct {
 // it, in the foreground. Guests run on afterwards. An error says in words
 // what keeps it from serving.
 func Serve(o Options) error {
-	if os.Geteuid() != 0 {
-		return errors.New("not root: mounting for all users needs that (sudo vmfs serve)")
-	}
 	if err := o.check(); err != nil {
 		return err
 	}
-	unix.Umask(0o022) // while directories are made that others pass through
+	unix.Umask(madeMask()) // while directories are made
 	stop := make(chan os.Signal, 4)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	signal.Ignore(syscall.SIGPIPE) // who reads our output may go
@@ -77,6 +73,9 @@ func Serve(o Options) error {
 
 // restrict gives up what priv does not need, before it does anything.
 func restrict() error {
+	if ordinary() {
+		return restrictOrdinary()
+	}
 	if err := keepFiles(); err != nil {
 		return err
 	}
@@ -103,7 +102,10 @@ func keepFiles() error {
 
 // newServer takes the lock and finds out what an earlier daemon left.
 func newServer(o Options) (_ *server, err error) {
-	uid, gid := coreUser(lookupUser)
+	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
+	if !ordinary() {
+		uid, gid = coreUser(lookupUser)
+	}
 	s := &server{options: o, ending: make(chan struct{}), openers: newOpeners(o.Images)}
 	if err := makeRun(o.Run); err != nil {
 		return nil, fmt.Errorf("run directory %w", err)
@@ -120,7 +122,7 @@ func newServer(o Options) (_ *server, err error) {
 	if err := makeOwn(s.guests.records.dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := makeOwn(s.guests.dir, 0o711); err != nil {
+	if err := makeOwn(s.guests.dir, 0o711&^os.FileMode(madeMask())); err != nil {
 		return nil, err
 	}
 	if err := s.endStray(); err != nil {
@@ -135,7 +137,9 @@ func newServer(o Options) (_ *server, err error) {
 	if s.state, err = lockState(o.State); err != nil {
 		return nil, fmt.Errorf("state directory %w", err)
 	}
-	if s.network, err = network.Open(o.network(s.guests.records.dir)); err != nil {
+	if ordinary() {
+		s.guests.probe()
+	} else if s.network, err = network.Open(o.network(s.guests.records.dir)); err != nil {
 		return nil, err
 	}
 	if err := makePoint(o.Mount); err != nil {
@@ -258,7 +262,9 @@ func (s *server) close() {
 	s.tree.clear()
 	s.doors.close()
 	s.lease.end()
-	s.network.Close()
+	if s.network != nil {
+		s.network.Close()
+	}
 	if live, err := s.guests.list(0, 1); err == nil && len(live) == 0 {
 		os.Remove(s.guests.dir)
 		os.Remove(s.guests.records.dir)

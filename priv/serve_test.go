@@ -312,7 +312,7 @@ func TestOpenerHeld(t *testing.T) {
 // TestCompromised lets core do what a working core never does.
 func TestCompromised(t *testing.T) {
 	for _, line := range []string{
-		"1 open 1000 ro relative/path", "1 open 1899999999 ro /a", "1 spawn 0 tcg", "1 spawn 4294967295 tcg",
+		"1 open 1000 ro relative/path", "1 open 1899999999 ro /a", "1 spawn 0 tcg no", "1 spawn 4294967295 tcg no",
 		"1 end ../../x", "1 exec /bin/sh", "0 alive", "no tag",
 	} {
 		p := newPlace(t)

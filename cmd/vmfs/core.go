@@ -36,6 +36,11 @@ func core(args []string) error {
 	if err != nil {
 		return err
 	}
+	ruler, err := conn.Peer() // priv is whose daemon this is
+	if err != nil {
+		return err
+	}
+	ctl.RuledBy(ruler.Uid, ruler.Gid)
 	if err := sealCore(state, run); err != nil {
 		return err
 	}
@@ -50,7 +55,7 @@ func core(args []string) error {
 		os.Exit(0)
 	}()
 	ctx := context.Background()
-	m, err := ctl.Open(ctx, ctl.Options{State: state, Boot: bootID(), Version: version, Host: &host{client, run}, Log: logLine})
+	m, err := ctl.Open(ctx, ctl.Options{State: state, Boot: bootID(), Version: version, Host: &host{client, run, ruler.Uid != 0}, Log: logLine})
 	if err != nil {
 		return err
 	}
@@ -164,12 +169,13 @@ func logLine(format string, args ...any) { fmt.Fprintf(os.Stderr, "vmfs: "+forma
 // host is ctl's Host: priv, and the guests that it starts.
 type host struct {
 	*priv.Client
-	run string
+	run      string
+	ordinary bool // the daemon is an ordinary user's: there is one uid
 }
 
 // Spawn starts a guest process and connects to it.
-func (h *host) Spawn(ctx context.Context, id uint32, accel string) (ctl.Guest, int, error) {
-	pid, err := h.Client.Spawn(ctx, id, accel)
+func (h *host) Spawn(ctx context.Context, id uint32, accel string, outward bool) (ctl.Guest, int, error) {
+	pid, err := h.Client.Spawn(ctx, id, accel, outward)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -180,5 +186,9 @@ func (h *host) Spawn(ctx context.Context, id uint32, accel string) (ctl.Guest, i
 // Adopt connects to the guest process that listens for machine id.
 func (h *host) Adopt(ctx context.Context, id uint32) (ctl.Guest, error) {
 	path := filepath.Join(h.run, "guest", strconv.FormatUint(uint64(id), 10))
-	return vmm.Dial(ctx, path, id, confine.GuestUID+id)
+	uid := confine.GuestUID + id
+	if h.ordinary {
+		uid = uint32(os.Geteuid())
+	}
+	return vmm.Dial(ctx, path, id, uid)
 }

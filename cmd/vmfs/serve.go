@@ -19,10 +19,11 @@ func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 func serve(args []string) int {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	flags.Usage = func() { fmt.Fprint(os.Stderr, usage) }
+	defaults := priv.Defaults()
 	o := priv.Options{Version: version}
-	flags.StringVar(&o.Mount, "m", priv.DefaultMount, "")
-	flags.StringVar(&o.State, "state", priv.DefaultState, "")
-	flags.StringVar(&o.Run, "run", priv.DefaultRun, "")
+	flags.StringVar(&o.Mount, "m", defaults.Mount, "")
+	flags.StringVar(&o.State, "state", defaults.State, "")
+	flags.StringVar(&o.Run, "run", defaults.Run, "")
 	flags.Var((*list)(&o.Images), "images", "")
 	flags.Var((*list)(&o.Interfaces), "interface", "")
 	flags.Var((*list)(&o.Networks), "network", "")
@@ -40,10 +41,10 @@ func serve(args []string) int {
 		return 2
 	}
 	if o.Images == nil {
-		o.Images = priv.DefaultImages
+		o.Images = defaults.Images
 	}
 	if o.Networks == nil {
-		o.Networks = priv.DefaultNetworks
+		o.Networks = defaults.Networks
 	}
 	err := checkTLS(o.NineP)
 	if err == nil {

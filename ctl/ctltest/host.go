@@ -122,13 +122,13 @@ func (h *Host) Abandon() {
 }
 
 // Spawn makes a guest.
-func (h *Host) Spawn(_ context.Context, id uint32, accel string) (ctl.Guest, int, error) {
+func (h *Host) Spawn(_ context.Context, id uint32, accel string, outward bool) (ctl.Guest, int, error) {
 	if err := h.refused("spawn"); err != nil {
 		return nil, 0, err
 	}
 	h.Lock()
 	defer h.Unlock()
-	g := &Guest{host: h, id: id, accel: accel, console: &Console{changed: make(chan struct{})}}
+	g := &Guest{host: h, id: id, accel: accel, outward: outward, console: &Console{changed: make(chan struct{})}}
 	g.state.State = "new"
 	h.guests[id] = g
 	return g.connect(), 1000 + int(id), nil
@@ -198,6 +198,7 @@ type Guest struct {
 	host    *Host
 	id      uint32
 	accel   string
+	outward bool
 	console *Console
 
 	mu     sync.Mutex
@@ -208,6 +209,9 @@ type Guest struct {
 	conns  map[*conn]bool
 	dead   bool
 }
+
+// Outward reports whether the guest has the daemon's network.
+func (g *Guest) Outward() bool { return g.outward }
 
 // Print is the guest printing on its console.
 func (g *Guest) Print(s string) { g.console.print(s) }

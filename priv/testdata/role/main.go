@@ -86,7 +86,7 @@ func do(p *priv.Client, word string, signals chan os.Signal) {
 	case "serving":
 		err = p.Serving(ctx)
 	case "spawn":
-		_, err = p.Spawn(ctx, uint32(n), "tcg")
+		_, err = p.Spawn(ctx, uint32(n), "tcg", false)
 	case "end":
 		err = p.End(ctx, uint32(n))
 	case "guests":

@@ -1,0 +1,281 @@
+package priv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmfs/ctl"
+	"vmfs/priv/confine"
+	"vmfs/priv/fusermount"
+)
+
+// A daemon that is not root's has the rights of the user who started it, and
+// so have all its roles: there is one uid. It opens what he may open, mounts by
+// fusermount3 for him alone, and changes nothing of the host's network.
+
+// ordinary reports whether this process is of such a daemon.
+func ordinary() bool { return os.Geteuid() != 0 }
+
+// madeMask is the umask for directories that others may pass through, where
+// there are others.
+func madeMask() int {
+	if ordinary() {
+		return 0o077
+	}
+	return 0o022
+}
+
+// Defaults are the options of who says nothing: of root, or of the user who
+// calls. What has none for him, because a variable of his environment is not
+// set, or because where to mount is for him to say, is empty.
+func Defaults() Options {
+	if !ordinary() {
+		return Options{Mount: DefaultMount, State: DefaultState, Run: DefaultRun, Images: DefaultImages, Networks: DefaultNetworks}
+	}
+	state := os.Getenv("XDG_STATE_HOME")
+	if home := os.Getenv("HOME"); !filepath.IsAbs(state) && home != "" {
+		state = home + "/.local/state"
+	}
+	below := func(dir string) string {
+		if !filepath.IsAbs(dir) {
+			return ""
+		}
+		return filepath.Join(dir, "vmfs")
+	}
+	return Options{State: below(state), Run: below(os.Getenv("XDG_RUNTIME_DIR")), Networks: DefaultNetworks}
+}
+
+// checkOrdinary refuses what only root's daemon can do, and says what an
+// ordinary user has to.
+func (o *Options) checkOrdinary() error {
+	switch {
+	case os.Geteuid() == nobody:
+		return fmt.Errorf("user %d: he stands for whoever is not known; start it as somebody else", nobody)
+	case o.Mount == "":
+		return errors.New("where to mount: without root there is no default (vmfs serve -m ~/vm)")
+	case o.State == "":
+		return errors.New("state directory: neither XDG_STATE_HOME nor HOME is set; -state says where it is")
+	case o.Run == "":
+		return errors.New("run directory: XDG_RUNTIME_DIR is not set; -run says where it is")
+	case len(o.Interfaces) > 0:
+		return errors.New("-interface: a daemon without root uses no interface")
+	}
+	return nil
+}
+
+// restrictOrdinary is restrict where there is no right to give up.
+func restrictOrdinary() error {
+	if err := keepFiles(); err != nil {
+		return err
+	}
+	if err := confine.Keep(confine.OrdinaryPriv.Capabilities); err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("no core dumps: %w", err)
+	}
+	return nil
+}
+
+// makeStateOrdinary makes the state directory, of which nobody else sees
+// anything. One that is there must be an earlier daemon's, or empty.
+func makeStateOrdinary(state string) error {
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return fmt.Errorf("%s: %w", state, reason(err))
+	}
+	st, err := lstat(state)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", state, err)
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("%s: not a directory", state)
+	case int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("%s: belongs to user %d", state, st.Uid)
+	}
+	if _, err := os.Lstat(state + "/vmfs"); err == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(state)
+	if err != nil {
+		return fmt.Errorf("%s: %w", state, reason(err))
+	}
+	for _, e := range entries { // of an attempt that was cut short
+		if err := os.Remove(state + "/" + e.Name()); !e.IsDir() || err != nil {
+			return fmt.Errorf("%s: not empty (%s), and no daemon's", state, e.Name())
+		}
+	}
+	return nil
+}
+
+// The modes of a mount point of an ordinary user: while the tree is mounted,
+// which wants a directory that he may write, and for ever after. He cannot
+// cover it, but nothing lands in it either while the daemon is away.
+const (
+	pointOpen   = 0o700
+	pointClosed = 0o500
+)
+
+// makePointOrdinary wants an empty directory of the user's, since what is in
+// it could be reached neither with the tree nor, then, be changed without.
+func makePointOrdinary(point string) error {
+	st, err := lstat(point)
+	if err != nil {
+		return fmt.Errorf("%s: %w", point, err)
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s: belongs to user %d", point, st.Uid)
+	}
+	entries, err := os.ReadDir(point)
+	if err != nil {
+		return fmt.Errorf("%s: %w", point, reason(err))
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%s: not empty (%s)", point, entries[0].Name())
+	}
+	return nil
+}
+
+// mountOrdinary mounts a new tree, which nobody but the user sees. What lies
+// beneath cannot be written from then on.
+func (t *tree) mountOrdinary() (*os.File, error) {
+	beneath, err := os.OpenFile(t.point, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("mount point %w", err)
+	}
+	defer beneath.Close()
+	self := fmt.Sprintf("/proc/self/fd/%d", beneath.Fd())
+	if err := os.Chmod(self, pointOpen); err != nil {
+		return nil, fmt.Errorf("mount point %s: %w", t.point, reason(err))
+	}
+	dev, err := fusermount.Mount(t.point, t.source(), strings.TrimPrefix(treeType, "fuse."),
+		"default_permissions", fmt.Sprintf("max_read=%d", maxRead))
+	if cerr := os.Chmod(self, pointClosed); err == nil && cerr != nil {
+		dev.Close()
+		err = fmt.Errorf("mount point %s: %w", t.point, reason(cerr))
+	}
+	return dev, err
+}
+
+// remain leaves the opener the user whose daemon this is. His groups are those
+// that the daemon was started with.
+func (o *opener) remain() error {
+	if int(o.uid) != os.Geteuid() {
+		return ctl.Errorf(syscall.EPERM, "open as %s: not with the rights of %d", o.who, os.Geteuid())
+	}
+	return confine.Seccomp(confine.Opener)
+}
+
+// noNetwork stands for a request about a link where there is no network.
+func noNetwork() error {
+	return ctl.Errorf(syscall.EPERM, "taps, bridges and addresses are for a daemon of root's; nic/N/user yes gives a NIC the engine's own network")
+}
+
+// What the role guest is told, in package vmm's words, beside its arguments or,
+// to try only, in their place.
+const (
+	guestOutward  = "outward"   // it has the daemon's network
+	guestUnjailed = "unjailed " // it has no namespaces, and why
+	guestProbe    = "probe"
+)
+
+// probeTime is what a jail may take to be built, once.
+const probeTime = 5 * time.Second
+
+// probe finds out whether guests can have namespaces. Many hosts keep them
+// from ordinary users, and how differs; so it is tried.
+func (g *guests) probe() {
+	if g.unjailed = g.tryJail(); g.unjailed != "" {
+		fmt.Fprintf(os.Stderr, "vmfs: guests have no namespaces of their own, and Landlock alone: %s\n", g.unjailed)
+	}
+}
+
+// tryJail says why a jail cannot be built, "" if it can.
+func (g *guests) tryJail() string {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
+	defer cancel()
+	cmd := role("guest", guestProbe, g.dir)
+	said := &head{room: maxReason}
+	cmd.Stderr, cmd.WaitDelay = said, time.Second
+	cmd.SysProcAttr = g.namespaces(false)
+	if err := cmd.Start(); err != nil {
+		return oneLine(err.Error())
+	}
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	defer stop()
+	err := cmd.Wait()
+	switch said := bytes.TrimSpace(said.text); {
+	case err == nil:
+		return ""
+	case len(said) > 0:
+		return oneLine(strings.TrimPrefix(string(said), "vmfs guest: "))
+	}
+	return oneLine(err.Error())
+}
+
+// namespaces are those that a guest is started in. An ordinary user has to
+// make a user namespace to make the others, and has rights in there that the
+// guest builds its jail with. With outward it stays in the daemon's network.
+func (g *guests) namespaces(outward bool) *syscall.SysProcAttr {
+	a := &syscall.SysProcAttr{Setsid: true}
+	if g.unjailed != "" {
+		return a
+	}
+	a.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+	// By unshare, and not by clone, because that makes the mounts private
+	// before the guest's first instruction.
+	a.Unshareflags = unix.CLONE_NEWNS
+	if !outward {
+		a.Cloneflags |= unix.CLONE_NEWNET
+	}
+	if ordinary() {
+		uid, gid := os.Geteuid(), os.Getegid()
+		a.Cloneflags |= unix.CLONE_NEWUSER
+		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+		for _, c := range confine.OrdinaryJail.Capabilities {
+			a.AmbientCaps = append(a.AmbientCaps, c.Bit)
+		}
+	}
+	return a
+}
+
+// words are those behind the arguments of a guest.
+func (g *guests) words(outward bool) (list []string) {
+	if outward {
+		list = append(list, guestOutward)
+	}
+	if g.unjailed != "" {
+		list = append(list, guestUnjailed+g.unjailed)
+	}
+	return list
+}
+
+// fence refuses a guest that nothing would keep from what its user has, or
+// that is to have a network which is not its owner's.
+func (g *guests) fence(outward bool) error {
+	switch {
+	case outward && !ordinary():
+		return ctl.Errorf(syscall.EOPNOTSUPP, "the engine's own network is for a daemon without root")
+	case g.unjailed != "" && !confine.HasLandlock():
+		return ctl.Errorf(syscall.EOPNOTSUPP, "this host lets %s make no namespaces (%s) and has no Landlock: nothing would keep a guest that breaks out from his files",
+			userName(uint32(os.Geteuid())), g.unjailed)
+	}
+	return nil
+}
+
+// guestUID is whose the guest of a machine is.
+func (g *guests) guestUID(id uint32) uint32 {
+	if ordinary() {
+		return uint32(os.Geteuid())
+	}
+	return confine.GuestUID + id
+}
