@@ -41,8 +41,8 @@ type conn struct {
 	over   bool
 	unsent []byte
 	calls  map[uint16]*call
-	tags   []uint16          // free ones below nextTag
-	fids   []uint32          // the same below nextFid
+	tags   []uint16          // free ones, of those up to last
+	fids   []uint32          // the same, up to lastID
 	last   uint16            // the highest tag so far
 	lastID uint32            // the highest fid so far
 	roots  map[uint32]uint32 // the fids of those who attached, by uid
@@ -52,12 +52,11 @@ type conn struct {
 type call struct {
 	tag    uint16
 	kind   uint8
-	answer chan answer  // of one; what nobody waits for any more is dropped
+	answer chan answer  // has room for it
 	then   func(answer) // or this, called with conn.mu held
 
-	// Of one that is flushed.
-	flush *call // the flush
-	over  bool  // it is answered; only the tag is not free
+	flushed bool // the server was asked to forget it; the tag is free when it has
+	over    bool // it is answered all the same
 }
 
 var (
@@ -287,7 +286,7 @@ func (c *conn) deliver(a answer) error {
 	if p == nil || p.over {
 		return broken(fmt.Sprintf("an answer with the tag %d, of no request", a.tag))
 	}
-	if p.flush != nil {
+	if p.flushed {
 		p.over = true
 	} else {
 		c.free(p)
@@ -369,9 +368,9 @@ func (c *conn) flush(p *call) (<-chan struct{}, error) {
 		close(flushed)
 		return flushed, nil
 	}
-	p.flush = f
+	p.flushed = true
 	if err := c.sendLocked(f, flushOf(p.tag)); err != nil {
-		p.flush = nil
+		p.flushed = false
 		return nil, err
 	}
 	return flushed, nil

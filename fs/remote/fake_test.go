@@ -118,10 +118,6 @@ func (c *fakeConn) send(kind uint8, tag uint16, body []byte) {
 	c.Write(message(kind, tag, body))
 }
 
-func (c *fakeConn) refuse(tag uint16, text string, n uint32) {
-	c.send(proto.Rerror, tag, binary.LittleEndian.AppendUint32(str(text), n))
-}
-
 func message(kind uint8, tag uint16, body []byte) []byte {
 	p := binary.LittleEndian.AppendUint32(nil, uint32(headerSize+len(body)))
 	p = append(p, kind)

@@ -261,20 +261,20 @@ func opened(t *testing.T, does map[uint8]reply, flags fs.Flags) (*fake, fs.Handl
 }
 
 // interruptedRead reads, and is interrupted a little later.
-func interruptedRead(h fs.Handle) (string, error, time.Duration) {
+func interruptedRead(h fs.Handle) (text string, took time.Duration, err error) {
 	ctx, cancel := context.WithCancel(bg)
 	time.AfterFunc(30*time.Millisecond, cancel)
 	begin := time.Now()
 	p := make([]byte, 10)
 	n, err := h.Read(ctx, p, 0)
-	return string(p[:n]), err, time.Since(begin) - 30*time.Millisecond
+	return string(p[:n]), time.Since(begin) - 30*time.Millisecond, err
 }
 
 // A read is interrupted when the server says so; what it gives all the same
 // is taken; and a server that does not answer holds nobody.
 func TestInterrupted(t *testing.T) {
 	_, h := opened(t, map[uint8]reply{proto.Tread: never}, fs.Flags{Read: true})
-	if text, err, d := interruptedRead(h); text != "" || err != context.Canceled || d > 200*time.Millisecond {
+	if text, d, err := interruptedRead(h); text != "" || err != context.Canceled || d > 200*time.Millisecond {
 		t.Errorf("flushed: %q, %v after %v", text, err, d)
 	}
 
@@ -288,16 +288,16 @@ func TestInterrupted(t *testing.T) {
 	}
 	_, h = opened(t, does, fs.Flags{Read: true})
 	for range 3 {
-		if text, err, _ := interruptedRead(h); text != "abc" || err != nil {
+		if text, _, err := interruptedRead(h); text != "abc" || err != nil {
 			t.Errorf("answered before the flush: %q, %v", text, err)
 		}
 	}
 
 	_, h = opened(t, map[uint8]reply{proto.Tread: never, proto.Tflush: never}, fs.Flags{Read: true})
-	if text, err, d := interruptedRead(h); text != "" || !errors.Is(err, context.Canceled) || d > flushTime+200*time.Millisecond {
+	if text, d, err := interruptedRead(h); text != "" || !errors.Is(err, context.Canceled) || d > flushTime+200*time.Millisecond {
 		t.Errorf("never answered: %q, %v after %v", text, err, d)
 	}
-	if _, err, _ := interruptedRead(h); !errors.Is(err, context.Canceled) {
+	if _, _, err := interruptedRead(h); !errors.Is(err, context.Canceled) {
 		t.Errorf("the next read: %v", err)
 	}
 }
