@@ -196,6 +196,7 @@ func (sw *Switch) raise(ctx context.Context, d *definition) (ifname string, err 
 		{"nat", func() error { return sw.masquerade(ctx, d) }},
 		{"uplink", func() error { return sw.uplinked(ctx, d) }},
 		{"ports", func() error { return sw.portsBack(ctx, d, ifname) }},
+		{"group", func() error { return sw.groupsBack(ctx, d) }},
 		{"up", func() error { return host.SetUp(ctx, l, true) }},
 		{"dhcp", func() error { return sw.serve(ctx, d) }},
 	} {
@@ -267,6 +268,26 @@ func (sw *Switch) portsBack(ctx context.Context, d *definition, bridge string) e
 		}
 	}
 	return nil
+}
+
+// groupsBack puts the NICs that are attached into their groups again, from
+// which a flush of the host's ruleset takes them.
+func (sw *Switch) groupsBack(ctx context.Context, d *definition) error {
+	for _, p := range sw.attached() {
+		groups := p.allGroups(d)
+		if len(groups) == 0 {
+			continue
+		}
+		if err := sw.m.Host.Groups(ctx, p.link, groups); err != nil {
+			return Errorf(Errno(err), "%s: %v", p.name(), err)
+		}
+	}
+	return nil
+}
+
+// allGroups are those of a port's NIC and of its switch.
+func (p port) allGroups(d *definition) []string {
+	return union(slices.Clone(p.groups), strings.Fields(d.get("group")))
 }
 
 // join makes a NIC a port of the bridge, with its flags. It is down then.
@@ -472,7 +493,7 @@ func (sw *Switch) rejoin(ctx context.Context, d *definition) error {
 // regroup puts each port into the groups of its NIC and of the switch.
 func (sw *Switch) regroup(ctx context.Context, d *definition) error {
 	for _, p := range sw.attached() {
-		if err := sw.m.Host.Groups(ctx, p.link, union(slices.Clone(p.groups), strings.Fields(d.get("group")))); err != nil {
+		if err := sw.m.Host.Groups(ctx, p.link, p.allGroups(d)); err != nil {
 			return err
 		}
 	}

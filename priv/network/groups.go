@@ -71,23 +71,25 @@ func setName(s string) bool {
 }
 
 // joinGroups puts the interface of a link into sets, which are made where
-// they are missing.
+// they are missing: also into those that it is in by its record, since who
+// loads his ruleset anew may have flushed them.
 func (n *Network) joinGroups(l ctl.Link, r *record, groups []string) error {
-	add := without(groups, r.groups)
-	if len(add) == 0 {
+	if len(groups) == 0 {
 		return nil
 	}
-	for _, g := range add {
-		if !slices.Contains(r.groups, g) {
-			r.groups = append(r.groups, g)
+	if add := without(groups, r.groups); len(add) > 0 {
+		for _, g := range add {
+			if !slices.Contains(r.groups, g) {
+				r.groups = append(r.groups, g)
+			}
 		}
-	}
-	if err := n.save(l, r); err != nil {
-		return err
+		if err := n.save(l, r); err != nil {
+			return err
+		}
 	}
 	c := talkTables()
 	for _, f := range families {
-		for _, g := range add {
+		for _, g := range groups {
 			if err := n.member(c, f, g, r.ifname); err != nil {
 				return fmt.Errorf("set %s: %w", g, err)
 			}

@@ -58,6 +58,48 @@ func TestGroups(t *testing.T) {
 	same(t, before, dir)
 }
 
+// Who loads his ruleset anew flushes ours: being told again puts it back, and
+// what was flushed is nothing to stumble over.
+func TestFlushed(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	dir := t.TempDir()
+	before := snapshot(t)
+	n := open(t, dir)
+	f, _, err := n.Tap(nic0, "tap")
+	ok(t, err)
+	defer f.Close()
+	_, err = n.Bridge(one, "")
+	ok(t, err)
+	tell := func() {
+		ok(t, n.Groups(nic0, []string{"web", "dmz"}))
+		ok(t, n.Masquerade(one, prefixes("10.1.0.0/24")))
+	}
+	tell()
+	told := rules(t)
+	flush := func() {
+		c := &nftables.Conn{}
+		c.FlushRuleset()
+		ok(t, c.Flush())
+	}
+	flush()
+	tell()
+	if got := rules(t); got != told {
+		t.Errorf("told again:\n%s\nwant\n%s", got, told)
+	}
+	flush()
+	n = open(t, dir)
+	tell()
+	if got := rules(t); got != told {
+		t.Errorf("told again by another:\n%s\nwant\n%s", got, told)
+	}
+	flush()
+	ok(t, n.Release(nic0))
+	ok(t, n.Release(one))
+	same(t, before, dir)
+}
+
 func TestGroupNumber(t *testing.T) {
 	text := []byte("# numbers\n0\tdefault\n7 web # the front\n0x10 dmz\nx y\n5 web\n")
 	for name, want := range map[string]uint32{"web": 7, "dmz": 16, "default": 0} {
