@@ -192,15 +192,18 @@ func TestParseMounts(t *testing.T) {
 
 func TestParseStart(t *testing.T) {
 	rest := strings.Repeat(" 1", 18) + " 777 5 5"
-	for stat, want := range map[string]uint64{
-		"12 (a b) S" + rest:     777,
-		"12 (a) b) R) S" + rest: 777,
-		"12 (gone) Z" + rest:    0,
-		"12 (short) S 1 2":      0,
-		"":                      0,
+	for stat, want := range map[string]struct {
+		start uint64
+		runs  bool
+	}{
+		"12 (a b) S" + rest:     {777, true},
+		"12 (a) b) R) S" + rest: {777, true},
+		"12 (ended) Z" + rest:   {777, false},
+		"12 (short) S 1 2":      {},
+		"":                      {},
 	} {
-		if got := parseStart(stat); got != want {
-			t.Errorf("parseStart(%q) = %d, want %d", stat, got, want)
+		if start, runs := parseStart(stat); start != want.start || runs != want.runs {
+			t.Errorf("parseStart(%q) = %d, %v, want %v", stat, start, runs, want)
 		}
 	}
 }

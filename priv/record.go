@@ -101,37 +101,47 @@ func (d records) guests() ([]uint32, error) {
 }
 
 // startTime is the start of a process in clock ticks since boot, 0 if there
-// is no such process or it is only waited for.
+// is no such process or its first thread has ended.
 func startTime(pid int) uint64 {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
+	if start, runs := stat(pid); runs {
+		return start
 	}
-	return parseStart(string(stat))
+	return 0
 }
 
-// parseStart takes field 22 of a stat line. The name in field 2 may have
-// blanks and parentheses in it; the last parenthesis ends it.
-func parseStart(stat string) uint64 {
+// stat is the start of a process, 0 if there is none, and whether its first
+// thread runs.
+func stat(pid int) (start uint64, runs bool) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	return parseStart(string(text))
+}
+
+// parseStart takes fields 22 and 3 of a stat line. The name in field 2 may
+// have blanks and parentheses in it; the last parenthesis ends it.
+func parseStart(stat string) (start uint64, runs bool) {
 	f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
-		return 0
+	if len(f) < 20 {
+		return 0, false
 	}
 	start, err := strconv.ParseUint(f[19], 10, 64)
 	if err != nil {
-		return 0
+		return 0, false
 	}
-	return start
+	return start, f[0] != "Z" && f[0] != "X"
 }
 
 // open finds the process of a record: a pidfd that the caller closes, -1 when
-// it runs no more.
+// it is gone. One whose first thread has ended is not: others may be on their
+// way out still, and hold its files.
 func (r record) open() int {
 	fd, err := unix.PidfdOpen(r.pid, 0)
 	if err != nil {
 		return -1
 	}
-	if startTime(r.pid) != r.start { // asked after the pidfd holds the pid
+	if start, _ := stat(r.pid); start != r.start { // asked after the pidfd holds the pid
 		unix.Close(fd)
 		return -1
 	}
