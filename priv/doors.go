@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -199,6 +200,18 @@ func (w *doorway) listen(d door) error {
 	return nil
 }
 
+// dyingTime is how long an earlier daemon that was killed may hold its sockets:
+// its lock is given up before.
+const dyingTime = 2 * time.Second
+
+func listened(path string) bool {
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+	}
+	return !errors.Is(err, unix.ECONNREFUSED)
+}
+
 // clearSocket removes a socket that nobody listens on any more. Anything else
 // that is there stays, and is an error.
 func clearSocket(path string) error {
@@ -211,12 +224,10 @@ func clearSocket(path string) error {
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return fmt.Errorf("%s: there is something else", path)
 	}
-	c, err := net.Dial("unix", path)
-	if err == nil {
-		c.Close()
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("%s: somebody listens there", path)
+	for end := time.Now().Add(dyingTime); listened(path); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("%s: somebody listens there", path)
+		}
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("%s: %w", path, reason(err))
