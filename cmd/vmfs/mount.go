@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -21,6 +20,7 @@ import (
 	"vmfs/fs/fuse"
 	"vmfs/fs/remote"
 	"vmfs/priv/confine"
+	"vmfs/priv/fusermount"
 )
 
 // mount serves another daemon's tree on a directory, in the foreground, as
@@ -209,10 +209,7 @@ func (m *mountPoint) detach() error {
 		}
 		return nil
 	}
-	if out, err := exec.Command("fusermount3", "-u", "-z", "--", m.dir).CombinedOutput(); err != nil {
-		return fmt.Errorf("fusermount3 -u %s: %w: %s", m.dir, err, bytes.TrimSpace(out))
-	}
-	return nil
+	return fusermount.Unmount(m.dir)
 }
 
 // mount gives the path of the descriptor that requests come from.
@@ -248,42 +245,13 @@ func (m *mountPoint) mountAsRoot() (fd int, err error) {
 	return fd, nil
 }
 
-// mountAsUser has fusermount3 mount, which sends the descriptor over a socket.
 func (m *mountPoint) mountAsUser() (fd int, err error) {
-	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	dev, err := fusermount.Mount(m.dir, m.source, strings.TrimPrefix(treeType, "fuse."), m.options())
 	if err != nil {
-		return -1, fmt.Errorf("socketpair: %w", err)
+		return -1, err
 	}
-	defer unix.Close(ends[0])
-	theirs := os.NewFile(uintptr(ends[1]), "fusermount3")
-	defer theirs.Close()
-	name := strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(m.source)
-	helper := exec.Command("fusermount3", "-o", "nosuid,nodev,noexec,subtype=vmfs,fsname="+name+","+m.options(), "--", m.dir)
-	helper.Env = append(os.Environ(), "_FUSE_COMMFD=3")
-	helper.ExtraFiles = []*os.File{theirs}
-	switch out, err := helper.CombinedOutput(); {
-	case errors.Is(err, exec.ErrNotFound):
-		return -1, fmt.Errorf("%w (package fuse3)", err)
-	case err != nil:
-		return -1, fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
-	}
-	return received(ends[0])
-}
-
-// received is the descriptor that comes over a socket.
-func received(socket int) (int, error) {
-	p, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(socket, p, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-	if err != nil {
-		return -1, fmt.Errorf("fusermount3: %w", err)
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err == nil && len(messages) == 1 {
-		if fds, err := unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
-			return fds[0], nil
-		}
-	}
-	return -1, errors.New("fusermount3: no descriptor came")
+	defer dev.Close()
+	return unix.FcntlInt(dev.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
 // keep starts the keeper.
