@@ -67,5 +67,16 @@ type Mount struct {
 }
 
 // Refusal says what keeps a daemon of these options from serving, as far as
-// its arguments go, and makes their paths canonical.
-func (o *Options) Refusal() error { return o.check() }
+// its arguments go, and makes their paths canonical. The daemon is the
+// caller's own, or root's, whoever calls.
+func (o *Options) Refusal(own bool) error {
+	if own {
+		return o.check()
+	}
+	return o.valid()
+}
+
+// RootDefaults are the options of root's daemon, whoever asks.
+func RootDefaults() Options {
+	return Options{Mount: DefaultMount, State: DefaultState, Run: DefaultRun, Images: DefaultImages, Networks: DefaultNetworks}
+}

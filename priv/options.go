@@ -49,6 +49,11 @@ func (o *Options) check() error {
 			return err
 		}
 	}
+	return o.valid()
+}
+
+// valid refuses what no daemon could do.
+func (o *Options) valid() error {
 	for _, p := range []struct {
 		what string
 		path *string

@@ -17,14 +17,15 @@ import (
 
 // check says what this host can do for a daemon with the given directories,
 // a line a finding, and what to do about what it cannot. It looks, and
-// changes nothing: not even a module is loaded for it.
+// changes nothing: not even a module is loaded for it. The daemon is root's,
+// but for a user who says where his own would mount.
 func check(args []string) int {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	var o priv.Options
-	flags.StringVar(&o.Mount, "m", priv.DefaultMount, "")
-	flags.StringVar(&o.State, "state", priv.DefaultState, "")
-	flags.StringVar(&o.Run, "run", priv.DefaultRun, "")
+	flags.StringVar(&o.Mount, "m", "", "")
+	flags.StringVar(&o.State, "state", "", "")
+	flags.StringVar(&o.Run, "run", "", "")
 	flags.Var((*list)(&o.Images), "images", "")
 	flags.Var((*list)(&o.Interfaces), "interface", "")
 	if err := flags.Parse(args); err != nil {
@@ -34,10 +35,7 @@ func check(args []string) int {
 		fmt.Fprintf(os.Stderr, "vmfs: check: %q is too much\n%s", flags.Arg(0), usage)
 		return 2
 	}
-	if o.Images == nil {
-		o.Images = priv.DefaultImages
-	}
-	c := thisHost(o)
+	c := thisHost(o, os.Geteuid() != 0 && o.Mount != "")
 	c.lookAtAll()
 	if c.report(os.Stdout); c.missing() {
 		return 1
@@ -60,11 +58,14 @@ type checker struct {
 	options  priv.Options
 	host     string // the host's root directory, "" but in tests
 	root     bool   // who looks is root
+	own      bool   // the daemon would be that of who looks, who is not root
 	release  string // of the kernel
-	coreUID  uint32
-	named    bool // a user is named for core
+	daemon   uint32 // the uid that RUN belongs to
+	coreUID  uint32 // and STATE
+	named    bool   // a user is named for core
 	findings []finding
 
+	refusal  func(own bool) error
 	landlock func() int // the version of Landlock, 0 for none
 	kvm      func() string
 	qemu     func() (path, version string, err error)
@@ -73,12 +74,29 @@ type checker struct {
 }
 
 // thisHost is a checker of the host that it runs on.
-func thisHost(o priv.Options) *checker {
+func thisHost(o priv.Options, own bool) *checker {
+	defaults := priv.RootDefaults()
+	if own {
+		defaults = priv.Defaults()
+	}
+	for _, p := range []struct{ path, otherwise *string }{
+		{&o.Mount, &defaults.Mount}, {&o.State, &defaults.State}, {&o.Run, &defaults.Run},
+	} {
+		if *p.path == "" {
+			*p.path = *p.otherwise
+		}
+	}
+	if o.Images == nil {
+		o.Images = defaults.Images
+	}
 	c := &checker{
-		options: o, root: os.Geteuid() == 0, release: kernelRelease(),
+		options: o, root: os.Geteuid() == 0, own: own, release: kernelRelease(),
 		landlock: landlockVersion, kvm: priv.NoKVM, qemu: priv.FindQEMU, mounted: priv.Mounted, holder: priv.LockHolder,
 	}
-	c.coreUID, c.named = priv.CoreUser()
+	c.refusal = c.options.Refusal
+	if c.coreUID, c.named = priv.CoreUser(); own {
+		c.daemon, c.coreUID = uint32(os.Geteuid()), uint32(os.Geteuid())
+	}
 	return c
 }
 
@@ -135,10 +153,14 @@ func (c *checker) lookAtAll() {
 	c.lookAtFUSE()
 	c.lookAtQEMU()
 	c.lookAtKVM()
-	c.lookAtNetwork()
+	if !c.own {
+		c.lookAtNetwork()
+	}
 	c.lookAtCgroups()
-	c.lookAtUsers()
-	if err := c.options.Refusal(); err != nil {
+	if !c.own {
+		c.lookAtUsers()
+	}
+	if err := c.refusal(c.own); err != nil {
 		c.lacks("arguments", "%v", err)
 		return // the paths mean nothing
 	}
@@ -198,6 +220,8 @@ func (c *checker) lookAtPoint(point string) {
 		c.lacks(point, "is not a directory: move it away, or choose another with -m")
 	case err != nil:
 		c.unseen(point, err)
+	case len(entries) > 0 && c.own:
+		c.lacks(point, "has files (%s): move them away, or choose another directory with -m", entries[0].Name())
 	case len(entries) > 0:
 		c.warn(point, "has files (%s), which the tree would hide: move them away, or choose another directory with -m", entries[0].Name())
 	default:
@@ -228,8 +252,12 @@ func (c *checker) lookAtState() {
 		c.unseen(dir, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		c.lacks(dir, "is not a directory: move it away, or choose another with -state")
-	case st.Uid == c.coreUID:
+	case st.Uid == c.coreUID && (!c.own || c.has(dir+"/vmfs")):
 		c.ok(dir, "belongs to user %d, as it must", st.Uid)
+	case st.Uid == c.coreUID:
+		c.lookAtNewState(dir)
+	case c.own:
+		c.lacks(dir, "belongs to user %d: choose another directory with -state", st.Uid)
 	case st.Uid != 0:
 		c.lacks(dir, "belongs to user %d, and the daemon is user %d now: chown -R --from=%d %d:%d %s", st.Uid, c.coreUID, st.Uid, c.coreUID, c.coreUID, dir)
 	default:
@@ -237,7 +265,8 @@ func (c *checker) lookAtState() {
 	}
 }
 
-// lookAtNewState looks at a state directory of root's, which must be empty.
+// lookAtNewState looks at a state directory that no daemon had yet, which must
+// be empty.
 func (c *checker) lookAtNewState(dir string) {
 	entries, err := os.ReadDir(c.path(dir))
 	if err != nil {
@@ -246,11 +275,11 @@ func (c *checker) lookAtNewState(dir string) {
 	}
 	for _, e := range entries {
 		if e.Name() != "images" && e.Name() != "vm" {
-			c.lacks(dir, "is root's and not empty (%s): move that away, or choose another directory with -state", e.Name())
+			c.lacks(dir, "is no daemon's and not empty (%s): move that away, or choose another directory with -state", e.Name())
 			return
 		}
 	}
-	c.ok(dir, "is root's and empty, and is given to user %d at the first start", c.coreUID)
+	c.ok(dir, "is empty, and is user %d's from the first start on", c.coreUID)
 }
 
 // lookAtRun tells whether a daemon would take the run directory, and whether
@@ -264,10 +293,10 @@ func (c *checker) lookAtRun() {
 	case err != nil:
 		c.unseen(dir, err)
 		return
-	case st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != 0 || st.Mode&0o022 != 0:
-		c.lacks(dir, "is not a directory that root alone may write: chown root %s; chmod 755 %s", dir, dir)
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != c.daemon || st.Mode&0o022 != 0:
+		c.lacks(dir, "is not a directory that user %d alone may write: chown %d %s; chmod go-w %s", c.daemon, c.daemon, dir, dir)
 	default:
-		c.ok(dir, "is root's alone")
+		c.ok(dir, "only user %d may write to it", c.daemon)
 	}
 	for !c.has(dir) {
 		dir = filepath.Dir(dir)

@@ -53,6 +53,8 @@ func checked(t *testing.T, files map[string]string, change func(*checker)) *chec
 		mounted: func(string) (priv.Mount, error) { return priv.Mount{}, nil },
 		holder:  func(string) string { return "" },
 	}
+	// Not of who runs the tests, who may be nobody.
+	c.refusal = func(bool) error { return c.options.Refusal(false) }
 	for path, content := range files {
 		if err := putFile(c.host+path, content); err != nil {
 			t.Fatal(err)
@@ -63,6 +65,12 @@ func checked(t *testing.T, files map[string]string, change func(*checker)) *chec
 	}
 	c.lookAtAll()
 	return c
+}
+
+// ownDaemon makes it one of who runs the tests.
+func ownDaemon(c *checker) {
+	c.root, c.own = false, true
+	c.daemon, c.coreUID = uint32(os.Getuid()), uint32(os.Getuid())
 }
 
 func putFile(path, content string) error {
@@ -114,7 +122,7 @@ func TestCheckFindings(t *testing.T) {
 		{"no seccomp", map[string]string{"/proc/self/status": "CapEff:\t1ffffffffff\n"}, nil, "missing seccomp:", "linux-image"},
 		{"no landlock", nil, func(c *checker) { c.landlock = func() int { return 0 } }, "warn    Landlock: is off", "lsm="},
 		{"container", map[string]string{"/proc/self/status": "CapEff:\t00000000a80425fb\nSeccomp:\t2\n"}, nil, "missing rights: root has no CAP_SYS_ADMIN", "mounts the tree"},
-		{"not root", nil, func(c *checker) { c.root = false }, "warn    rights: could not look", "run by root"},
+		{"not root", nil, func(c *checker) { c.root = false }, "warn    rights: could not look", "root's daemon"},
 		{"no fuse device", map[string]string{"/dev/fuse": none}, nil, "missing FUSE: /dev/fuse is not there", "container"},
 		{"fuse not loaded", map[string]string{"/dev/fuse": none, "/sys/module/fuse/": none, "/lib/modules/6.1.0-1/modules.dep": "kernel/fs/fuse/fuse.ko.zst:\n"}, nil,
 			"missing FUSE: /dev/fuse is not there: modprobe fuse", "/etc/modules-load.d/vmfs.conf"},
@@ -130,7 +138,17 @@ func TestCheckFindings(t *testing.T) {
 		{"no vmx", map[string]string{"/sys/class/misc/kvm/": none, "/proc/cpuinfo": "flags : fpu svmx\n"}, nil, "warn    KVM: the CPU shows no virtualization", "firmware"},
 		{"nested", map[string]string{"/sys/class/misc/kvm/": none, "/proc/cpuinfo": "flags : fpu hypervisor\n"}, nil, "warn    KVM: this host is a virtual machine", "nested"},
 		{"pvm", nil, func(c *checker) { c.kvm = func() string { return "kvm_pvm interprets" } }, "warn    KVM: kvm_pvm interprets", "emulated"},
-		{"kvm closed", nil, func(c *checker) { c.root, c.kvm = false, func() string { return "open /dev/kvm: permission denied" } }, "warn    KVM: could not look", "kvm lets a user in"},
+		{"kvm closed", nil, func(c *checker) { c.root, c.kvm = false, func() string { return "open /dev/kvm: permission denied" } }, "warn    KVM: could not look", "sudo vmfs check"},
+		{"kvm closed to my daemon", nil, func(c *checker) {
+			c.root, c.own, c.kvm = false, true, func() string { return "open /dev/kvm: permission denied" }
+		}, "warn    KVM: open /dev/kvm: permission denied", "adduser USER kvm"},
+		{"my daemon", nil, ownDaemon, "ok      rights: the daemon has those of user", "nic/N/user"},
+		{"my daemon without fusermount3", map[string]string{"/usr/bin/fusermount3": none}, ownDaemon, "missing fusermount3:", "apt install fuse3"},
+		{"my files at the mount point", map[string]string{"/vmfs/precious": ""}, ownDaemon, "missing /vmfs: has files (precious)", "-m"},
+		{"my first state", map[string]string{"/var/lib/vmfs/": ""}, ownDaemon, "ok      /var/lib/vmfs: is empty", ""},
+		{"my later state", map[string]string{"/var/lib/vmfs/vmfs": ""}, ownDaemon, "ok      /var/lib/vmfs: belongs to user", ""},
+		{"my other files", map[string]string{"/var/lib/vmfs/diary": ""}, ownDaemon, "missing /var/lib/vmfs: is no daemon's and not empty (diary)", "-state"},
+		{"my run", map[string]string{"/run/vmfs/": ""}, ownDaemon, "ok      /run/vmfs: only user", ""},
 		{"no tun", map[string]string{"/dev/net/tun": none}, nil, "warn    taps: /dev/net/tun is not there: modprobe tun", "no NIC"},
 		{"no vrf", map[string]string{"/lib/modules/6.1.0-1/modules.dep": "kernel/tun.ko:\n"}, nil, "warn    VRFs: this kernel is built without CONFIG_NET_VRF", "rdomain"},
 		{"no masquerade", map[string]string{"/boot/config-6.1.0-1": "CONFIG_NF_TABLES=y\n"}, nil, "warn    nftables: this kernel is built without CONFIG_NFT_MASQ", "nat"},
@@ -159,7 +177,7 @@ func TestCheckFindings(t *testing.T) {
 		{"a file", map[string]string{"/vmfs": ""}, nil, "missing /vmfs: is not a directory", "-m"},
 		{"state of core", map[string]string{"/var/lib/vmfs/": ""}, func(c *checker) { c.coreUID = uint32(os.Getuid()) }, "ok      /var/lib/vmfs: belongs to user", ""},
 		{"state is a file", map[string]string{"/var/lib/vmfs": ""}, nil, "missing /var/lib/vmfs: is not a directory", "-state"},
-		{"run for all", map[string]string{"/run/vmfs/": ""}, func(c *checker) { os.Chmod(c.host+"/run/vmfs", 0o777) }, "missing /run/vmfs: is not a directory that root alone may write", "chmod 755"},
+		{"run for all", map[string]string{"/run/vmfs/": ""}, func(c *checker) { os.Chmod(c.host+"/run/vmfs", 0o777) }, "missing /run/vmfs: is not a directory that user 0 alone may write", "chmod go-w"},
 		{"images for all", nil, func(c *checker) { os.Chmod(c.host+"/usr/share", 0o777|os.ModeSticky) }, "warn    -images /usr/share: /usr/share ", ""},
 		{"no images", nil, func(c *checker) { c.options.Images = []string{"/srv/images"} }, "warn    -images /srv/images: is not there", "mkdir"},
 		{"new images", nil, func(c *checker) { c.options.Images = []string{"/var/lib/vmfs/images"} }, "ok      -images /var/lib/vmfs/images: is made at", ""},
@@ -195,8 +213,8 @@ func TestCheckOwners(t *testing.T) {
 		want   string
 	}{
 		{"state of another", func(h string) error { return putOwned(h+"/var/lib/vmfs/", 1899999999) }, "missing /var/lib/vmfs: belongs to user 1899999999, and the daemon is user 998 now: chown -R --from=1899999999 998:998 /var/lib/vmfs"},
-		{"new state", func(h string) error { return putFile(h+"/var/lib/vmfs/images/", "") }, "ok      /var/lib/vmfs: is root's and empty"},
-		{"full state", func(h string) error { return putFile(h+"/var/lib/vmfs/passwords", "") }, "missing /var/lib/vmfs: is root's and not empty (passwords)"},
+		{"new state", func(h string) error { return putFile(h+"/var/lib/vmfs/images/", "") }, "ok      /var/lib/vmfs: is empty, and is user 998's"},
+		{"full state", func(h string) error { return putFile(h+"/var/lib/vmfs/passwords", "") }, "missing /var/lib/vmfs: is no daemon's and not empty (passwords)"},
 		{"images of another", func(h string) error { return os.Chown(h+"/usr/share", 1000, 0) }, "warn    -images /usr/share: /usr/share belongs to user 1000"},
 		{"images below another's", func(h string) error { return os.Chown(h+"/usr", 1000, 0) }, "warn    -images /usr/share: /usr belongs to user 1000"},
 		{"images of a group", func(h string) error {

@@ -73,8 +73,12 @@ func (c *checker) lookAtKernel() {
 // lookAtRights compares what root has here with what the daemon keeps: in a
 // container it may be less.
 func (c *checker) lookAtRights() {
-	if !c.root {
-		c.warn("rights", "could not look: vmfs serve is run by root, and this is user %d", os.Geteuid())
+	switch {
+	case c.own:
+		c.ok("rights", "the daemon has those of user %d: nobody else sees the tree, and a NIC is on no switch of the host's, but QEMU's network (nic/N/user)", c.daemon)
+		return
+	case !c.root:
+		c.warn("rights", "could not look: this is about root's daemon, and you are user %d; vmfs check -m DIR is about one of yours", os.Geteuid())
 		return
 	}
 	var has uint64
@@ -212,9 +216,12 @@ func (c *checker) lookAtFUSE() {
 	} else {
 		c.ok("FUSE", "/dev/fuse is there")
 	}
-	if c.has("/usr/bin/fusermount3") || c.has("/bin/fusermount3") {
+	switch {
+	case c.has("/usr/bin/fusermount3") || c.has("/bin/fusermount3"):
 		c.ok("fusermount3", "is there, for those who are not root")
-	} else {
+	case c.own:
+		c.lacks("fusermount3", "is not there, and only root can mount without: apt install fuse3")
+	default:
 		c.warn("fusermount3", "is not there, and only root can mount without: apt install fuse3")
 	}
 }
@@ -245,8 +252,10 @@ func (c *checker) lookAtKVM() {
 	switch {
 	case trouble == "":
 		c.ok("KVM", "/dev/kvm runs an ordinary kernel (%s)", c.kvmKind())
+	case c.own && strings.HasSuffix(trouble, fs.ErrPermission.Error()):
+		c.warn("KVM", "%s: sudo adduser USER kvm, then log in again; until then %s", trouble, emulated)
 	case !c.root && strings.HasSuffix(trouble, fs.ErrPermission.Error()):
-		c.warn("KVM", "could not look: %s, which is nothing to root's daemon; sudo vmfs check tells, and adduser USER kvm lets a user in", trouble)
+		c.warn("KVM", "could not look: %s, which is nothing to root's daemon; root sees more: sudo vmfs check", trouble)
 	default:
 		c.warn("KVM", "%s; %s", trouble, emulated)
 	}
