@@ -78,6 +78,9 @@ type Default struct {
 // RootAccess is who may do what with a file that is root's.
 func RootAccess(mode uint32) Access { return Access{mode, ruler.uid, ruler.gid} }
 
+// owner is whose the directory is.
+func (d *definition) owner() uint32 { return d.access("", Default{}).UID }
+
 // access is who may do what with a file; def is what holds by default.
 func (d *definition) access(path string, def Default) Access {
 	a := d.nodes[""].over(Access{Mode: 0o755})

@@ -47,6 +47,7 @@ var vmAttrs = []Attr{
 	{Name: "autostart", Default: "no", Values: "yes no; starts once a boot of the host", Live: true, canon: canonBool},
 	{Name: "ephemeral", Default: "no", Values: "yes no; the machine is removed when its guest stops", Live: true, canon: canonBool},
 	{Name: "note", Values: "free text", Live: true, canon: canonNote},
+	{Name: "instance.allow", Values: "words of " + strings.Join(instanceWords, " ") + ", which an instance's owner may set", Live: true, canon: canonAllow},
 	{Name: "disk/N/path", Values: "path of an image", Path: true, canon: canonPath},
 	{Name: "disk/N/format", Default: "auto", Values: "auto raw qcow2; auto is settled at the first start", canon: oneOf("auto", "raw", "qcow2")},
 	{Name: "disk/N/readonly", Default: "no", Values: "yes no", canon: canonBool},

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"sort"
@@ -46,7 +47,10 @@ func (d *definition) set(by Cred, path, text string, now time.Time) (bool, error
 		if text == "" {
 			return false, Errorf(syscall.ENOENT, "%s: no such %s", path, partNames[p.Dir])
 		}
-		d.parts[p] = true
+		if err := d.mayChangeParts(by, p.Dir); err != nil {
+			return false, err
+		}
+		d.makePart(p)
 	}
 	// What is there already is no change, so a path keeps the rights of who
 	// set it when somebody else writes the same.
@@ -67,14 +71,33 @@ func (d *definition) set(by Cred, path, text string, now time.Time) (bool, error
 	return true, nil
 }
 
-// mayChange refuses a change of what is root's by one who may not write its
-// file. All else follows from the right to the definition.
+// mayChange refuses a change of what is root's, or was given to another than
+// the owner, by one who may not write its file. All else follows from the right
+// to the definition.
 func (d *definition) mayChange(by Cred, path string) error {
 	a, _, err := d.kind.attrOf(path)
-	if err != nil || !a.Root || d.whole || d.access(path, a.Access()).Allows(by, MayWrite) {
+	if err != nil || d.whole {
 		return nil
 	}
-	return Errorf(syscall.EACCES, "%s: %s may not write it", path, by)
+	return d.follows(by, path, a.Access(), MayWrite)
+}
+
+// mayChangeParts is the same for making and removing parts.
+func (d *definition) mayChangeParts(by Cred, dir string) error {
+	if d.whole {
+		return nil
+	}
+	return d.follows(by, dir, partsAccess, MayWrite|MaySearch)
+}
+
+// follows reports whether the right want to a file follows from the right to
+// the definition, or is there.
+func (d *definition) follows(by Cred, path string, def Default, want uint32) error {
+	f := d.access(path, def)
+	if !def.Root && f.UID == d.owner() || f.Allows(by, want) {
+		return nil
+	}
+	return Errorf(syscall.EACCES, "%s: it is %s's, and %s may not write it", path, UserName(f.UID), by)
 }
 
 // unsettle makes the format of a disk whose image changed be looked at
@@ -97,8 +120,44 @@ func (d *definition) addPart(p Part) error {
 	if d.parts[p] {
 		return Errorf(syscall.EEXIST, "%s: it is there", p)
 	}
-	d.parts[p] = true
+	d.makePart(p)
 	return nil
+}
+
+// makePart makes a part without values.
+func (d *definition) makePart(p Part) {
+	d.parts[p] = true
+	if !d.whole {
+		d.handDown(p)
+	}
+}
+
+// handDown gives the files of a new part to whom its directory was given.
+func (d *definition) handDown(p Part) {
+	in := d.access(p.Dir, partsAccess).UID
+	for path, a := range d.files() {
+		if strings.HasPrefix(path, p.attr("")) && !a.Root {
+			d.giveTo(path, in, unset)
+		}
+	}
+}
+
+// files goes through the attributes that there are, set or not, by path.
+func (d *definition) files() iter.Seq2[string, *Attr] {
+	return func(yield func(string, *Attr) bool) {
+		for i := range d.kind.attrs {
+			a := &d.kind.attrs[i]
+			dir, file, ofPart := strings.Cut(a.Name, "/N/")
+			if !ofPart && !yield(a.Name, a) {
+				return
+			}
+			for _, n := range d.numbers(dir) {
+				if ofPart && !yield(Part{dir, n}.attr(file), a) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // removePart takes a part and its values out of d.
@@ -206,6 +265,9 @@ func (d *definition) unset(by Cred, path string, now time.Time) (bool, error) {
 		if err != nil {
 			return false, err
 		}
+		if err := d.mayChangeParts(by, dir); err != nil {
+			return false, err
+		}
 		return true, d.removePart(by, p)
 	}
 	return d.set(by, path, "", now)
@@ -249,12 +311,22 @@ func (d *definition) replace(by Cred, text string, now time.Time) (changed bool,
 		}
 	}
 	d.attrs, d.parts, d.settled = next.attrs, next.parts, next.settled
+	for p := range d.parts {
+		if !was[p] {
+			d.handDown(p)
+		}
+	}
 	return changed || !maps.Equal(d.parts, was), nil
 }
 
 // takeOver makes what is said in d as it was in old keep its setter and its
 // time, and unsets what is not said any more.
 func (d *definition) takeOver(old *definition, by Cred, now time.Time) (changed bool, err error) {
+	for _, p := range partsThatDiffer(d.parts, old.parts) {
+		if err := old.mayChangeParts(by, p.Dir); err != nil {
+			return false, err
+		}
+	}
 	differs := func(path string) error {
 		changed = true
 		return old.mayChange(by, path)
@@ -275,6 +347,18 @@ func (d *definition) takeOver(old *definition, by Cred, now time.Time) (changed 
 		}
 	}
 	return changed, nil
+}
+
+func partsThatDiffer(a, b map[Part]bool) []Part {
+	var list []Part
+	for _, dir := range []map[Part]bool{a, b} {
+		for p := range dir {
+			if a[p] != b[p] {
+				list = append(list, p)
+			}
+		}
+	}
+	return list
 }
 
 // keepSettled carries over the formats that were settled for the images that

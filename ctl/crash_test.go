@@ -114,6 +114,11 @@ func TestPowerCuts(t *testing.T) {
 
 	c.step("mkdir of another", 1, func() { db = c.create("db") })
 	c.step("its path", 1, func() { ok(t, db.Set(alice, "kernel", kernel)) })
+	c.step("instance.allow", 1, func() { ok(t, web.Set(root, "instance.allow", "disk")) })
+	c.step("an instance", 1, func() {
+		_, err := c.m.Instance(alice, web, "mine", 0o755, 0)
+		ok(t, err)
+	})
 	c.step("mv", 1, func() { ok(t, c.m.Rename(root, web, "www")) })
 	c.step("mv to a name that was there", 1, func() { ok(t, c.m.Rename(root, db, "web")) })
 	c.step("a daemon that finds no removed/", 0, func() {
@@ -126,6 +131,7 @@ func TestPowerCuts(t *testing.T) {
 	c.step("a limit", 1, func() { ok(t, c.m.User("54321").Set(root, "memory", "1G")) })
 	c.step("rmdir of limits", 1, func() { ok(t, c.m.Remove(root, c.m.User("54321"))) })
 	c.step("limits of him again", 1, func() { c.limits("54321") })
+	c.step("rmdir of the instance", 1, func() { ok(t, c.m.Remove(alice, c.m.VM("mine"))) })
 	c.step("rmdir of a switch", 1, func() { ok(t, c.m.Remove(root, c.m.Switch("wan"))) })
 	c.step("years pass", 0, func() { c.age("vm/web") })
 	c.step("rmdir", 1, func() { ok(t, c.m.Remove(root, db)) })

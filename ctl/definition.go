@@ -71,17 +71,9 @@ func (d *definition) numbers(dir string) []int {
 // a default, by path.
 func (d *definition) values() map[string]string {
 	m := make(map[string]string)
-	for _, a := range d.kind.attrs {
-		dir, file, ofPart := strings.Cut(a.Name, "/N/")
-		switch {
-		case a.Live:
-		case !ofPart:
-			m[a.Name] = d.get(a.Name)
-		default:
-			for _, n := range d.numbers(dir) {
-				path := Part{dir, n}.attr(file)
-				m[path] = d.get(path)
-			}
+	for path, a := range d.files() {
+		if !a.Live {
+			m[path] = d.get(path)
 		}
 	}
 	maps.DeleteFunc(m, func(_, v string) bool { return v == "" })

@@ -48,7 +48,7 @@ func chargeOf(get func(attr string) string, nics int) amounts {
 }
 
 // owner is who is charged for a machine.
-func (vm *VM) owner() uint32 { return vm.def.Load().access("", Default{}).UID }
+func (vm *VM) owner() uint32 { return vm.def.Load().owner() }
 
 // usage is what a user has. It is added up each time it is asked for, so that
 // nothing is left over however a launch ends, and a machine that is given to

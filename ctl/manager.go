@@ -144,6 +144,9 @@ func (m *Manager) load() error {
 			return err
 		}
 	}
+	for _, vm := range m.VMs() {
+		m.macs.note(vm, nil, vm.def.Load())
+	}
 	return nil
 }
 

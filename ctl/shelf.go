@@ -205,11 +205,19 @@ func (s *shelf[T]) add(name string, a Access, fill func(d *definition) error) (o
 			return o, err
 		}
 	}
+	made := s.wrap(s, name, d)
+	undo, err := made.apply(newDefinition(s.kind, d.id, serial, d.created), d)
+	if err != nil {
+		return o, err
+	}
 	slots, err := s.store(name, d)
 	if err != nil {
+		if undo != nil {
+			undo()
+		}
 		return o, saveError("mkdir "+name, err)
 	}
-	o = s.wrap(s, name, d)
+	o = made
 	o.base().slots = slots
 	s.mu.Lock()
 	s.byName[name], s.byID[d.id], s.serials[d.serial], s.sorted = o, o, o, nil

@@ -52,7 +52,6 @@ func (m *Manager) newVM(in shelved, name string, d *definition) *VM {
 	if d.exit != nil {
 		vm.since = d.exit.At
 	}
-	m.macs.note(vm, nil, d)
 	vm.kept, vm.logTime = keptLog(vm.consolePath())
 	vm.logSize = vm.kept
 	return vm

@@ -77,6 +77,14 @@ func writePorts(context.Context, *node, ctl.Cred, string) error {
 	return ctl.Errorf(syscall.EINVAL, "write: who may write this file may attach; a machine's nic/N/switch does that")
 }
 
+// writeInstance makes a machine as clone does, for one who need not be allowed
+// to make others.
+func writeInstance(_ context.Context, n *node, by ctl.Cred, text string) error {
+	in := n.t.machines().access()
+	_, err := n.t.m.Instance(by, n.vm(), text, newMode&in.Mode, in.GID)
+	return err
+}
+
 func writeDaemon(ctx context.Context, n *node, by ctl.Cred, text string) error {
 	return n.t.m.Ctl(ctx, by, text)
 }

@@ -78,6 +78,7 @@ var machineLines = []*line{
 	{path: "vm/NAME/err", mode: 0o444, kind: computed, values: "what you were refused last, as in err", read: readErr},
 	{path: "vm/NAME/console.log", mode: 0o440, kind: grows, values: "the last 256 KiB of the console", open: openConsoleLog},
 	{path: "vm/NAME/events.log", mode: 0o440, kind: text, values: "this machine's events among the last of all", read: readEvents},
+	{path: "vm/NAME/instance", mode: ctl.InstanceAccess.Mode, kind: text, values: "NAME; makes a machine of that name as an instance of this one, the writer's", write: writeInstance},
 	{path: "vm/NAME/do", mode: 0o755, kind: directory, values: "any write does it; the text is the argument"},
 	{path: "vm/NAME/disk", mode: 0o750, kind: directory, values: "mkdir N makes a disk, rmdir removes it, never its image", mkdir: mkdirPart, rmdir: rmdirPart},
 	{path: "vm/NAME/disk/N", mode: 0o750, kind: directory, values: "0..15"},
@@ -146,7 +147,7 @@ func attrLine(in string) func(a ctl.Attr) *line {
 	return func(a ctl.Attr) *line {
 		def := a.Access()
 		return &line{path: in + "/" + a.Name, mode: def.Mode, root: def.Root, kind: text, values: valuesOf(a),
-			read: readAttr, write: writeAttr, groups: def.Root}
+			read: readAttr, write: writeAttr, groups: true}
 	}
 }
 

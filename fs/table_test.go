@@ -44,8 +44,8 @@ func TestModes(t *testing.T) {
 		"vm": 0o1755, "live": 0o755, "live/vm": 0o755, "live/vm/NAME": 0o755, "live/events": 0o440, "live/wait": 0o444,
 		"live/vm/NAME/console": 0o600, "live/vm/NAME/events": 0o440, "live/vm/NAME/wait": 0o444,
 		"vm/NAME": 0o755, "vm/NAME/ctl": 0o660, "vm/NAME/do": 0o755, "vm/NAME/config": 0o640, "vm/NAME/config.old": 0o440, "vm/NAME/edition": 0o440, "vm/NAME/modes": 0o600,
-		"vm/NAME/status": 0o444,
-		"vm/NAME/info":   0o444, "vm/NAME/check": 0o440, "vm/NAME/pending": 0o440, "vm/NAME/err": 0o444,
+		"vm/NAME/status": 0o444, "vm/NAME/instance": 0o200,
+		"vm/NAME/info": 0o444, "vm/NAME/check": 0o440, "vm/NAME/pending": 0o440, "vm/NAME/err": 0o444,
 		"vm/NAME/console.log": 0o440, "vm/NAME/events.log": 0o440, "vm/NAME/disk": 0o750, "vm/NAME/disk/N": 0o750,
 	}
 	for path, mode := range map[string]uint32{

@@ -50,6 +50,8 @@ func Run(t *testing.T, dir string) {
 		{"Switches", Switches},
 		{"NICs", NICs},
 		{"RootsFiles", RootsFiles},
+		{"Limits", Limits},
+		{"Instances", Instances},
 	} {
 		t.Run(f.name, func(t *testing.T) { f.test(t, dir) })
 	}

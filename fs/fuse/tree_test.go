@@ -305,7 +305,7 @@ func TestTools(t *testing.T) {
 
 // files is how many files a machine without disks has.
 var files = func() int {
-	n := 12 + len(ctl.Verbs)
+	n := 13 + len(ctl.Verbs)
 	for _, a := range ctl.Attrs {
 		if !strings.Contains(a.Name, "/") {
 			n++
