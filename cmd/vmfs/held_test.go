@@ -28,10 +28,15 @@ var mayHaveOpen = map[string][]struct{ file, why string }{
 		{"/memfd:", "the console's ring; kernel and initrd"},
 		{"/proc/", "what QEMU uses, looked up before the door closed"},
 		{"$IMAGES/disk.raw", "the disk it was given"},
+		{"/dev/net/tun", "its tap, which it closes when QEMU has ended"},
+	},
+	"lease": {
+		{"packet socket", "the link that it answers on"},
 	},
 	"qemu-system-x86_64": {
 		{"/memfd:", "kernel and initrd"},
 		{"$IMAGES/disk.raw", "the disk it was given"},
+		{"/dev/net/tun", "its tap"},
 		{"/dev/kvm", "where KVM is used"},
 	},
 }
@@ -43,10 +48,12 @@ var everyoneHas = []string{"/dev/null", "socket:", "anon_inode:", "pipe:", "$WOR
 // descriptors against mayHaveOpen, and the guest's mounts against its jail's.
 func heldNow(ts *testscript.TestScript, neg bool, args []string) {
 	arguments(ts, neg, args, 0, "held")
-	roles := map[string]confine.Role{"serve": confine.Priv, "core": confine.Core, "guest": confine.Guest, "qemu-system-x86_64": confine.Guest}
-	uids := map[string]uint32{"core": confine.CoreUID, "guest": confine.GuestUID + 1, "qemu-system-x86_64": confine.GuestUID + 1}
+	roles := map[string]confine.Role{"serve": confine.Priv, "core": confine.Core, "lease": confine.Lease, "guest": confine.Guest, "qemu-system-x86_64": confine.Guest}
+	uids := map[string]uint32{"core": confine.CoreUID, "lease": confine.LeaseUID, "guest": confine.GuestUID + 1, "qemu-system-x86_64": confine.GuestUID + 1}
 	seen := map[string]int{}
-	for _, p := range stageOf(ts).processes() {
+	processes := stageOf(ts).processes()
+	packets := packetSockets(ts, processes)
+	for _, p := range processes {
 		name := p.role()
 		role, ok := roles[name]
 		if !ok {
@@ -56,7 +63,7 @@ func heldNow(ts *testscript.TestScript, neg bool, args []string) {
 		if err := held.Check(p.pid, role, uids[name]); err != nil {
 			ts.Fatalf("%v: %v", p, err)
 		}
-		filesHeld(ts, p)
+		filesHeld(ts, p, packets)
 		if uids[name] > confine.GuestUID {
 			jailHeld(ts, p)
 		}
@@ -68,7 +75,7 @@ func heldNow(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func filesHeld(ts *testscript.TestScript, p process) {
+func filesHeld(ts *testscript.TestScript, p process, packets map[string]bool) {
 	files, err := held.Files(p.pid)
 	ts.Check(err)
 	allowed := everyoneHas
@@ -76,6 +83,9 @@ func filesHeld(ts *testscript.TestScript, p process) {
 		allowed = append(allowed[:len(allowed):len(allowed)], f.file)
 	}
 	for fd, to := range files {
+		if packets[to] {
+			to = "packet " + to
+		}
 		ok := false
 		for _, a := range allowed {
 			ok = ok || strings.HasPrefix(to, os.Expand(a, ts.Getenv))
@@ -84,6 +94,22 @@ func filesHeld(ts *testscript.TestScript, p process) {
 			ts.Fatalf("%v has %d open: %s", p, fd, to)
 		}
 	}
+}
+
+// packetSockets are the sockets on links in the network namespaces of processes,
+// as /proc shows them among files.
+func packetSockets(ts *testscript.TestScript, of []process) map[string]bool {
+	found := map[string]bool{}
+	for _, p := range of {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/packet", p.pid))
+		ts.Check(err)
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); f[0] != "sk" {
+				found["socket:["+f[len(f)-1]+"]"] = true
+			}
+		}
+	}
+	return found
 }
 
 // jailHeld wants read-only mounts of the system's own places and no others.
