@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,21 +47,21 @@ var legacies = []legacy{
 
 var errTable = errors.New("not a table")
 
-// legacyDrops names the tables that drop forwarded packets which no rule
+// legacyWalls finds the tables that drop forwarded packets which no rule
 // accepts. What cannot be looked at is not there.
-func legacyDrops(four, six bool) []string {
-	var ways []string
-	for i, want := range []bool{four, six} {
+func legacyWalls() []wall {
+	var walls []wall
+	for i, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		f := legacies[i]
 		names, err := os.ReadFile(f.names) // asking for a table would make it
-		if !want || err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
+		if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
 			continue
 		}
 		if verdict, err := f.policy(); err == nil && verdict == drop {
-			ways = append(ways, "the policy of "+f.tool+"'s FORWARD (legacy) is DROP: "+f.family+" packets are forwarded only where a rule accepts them")
+			walls = append(walls, wall{family, "the policy of " + f.tool + "'s FORWARD (legacy) is DROP: " + f.family + " packets are forwarded only where a rule accepts them"})
 		}
 	}
-	return ways
+	return walls
 }
 
 // policy is the verdict of the last entry for forwarded packets.

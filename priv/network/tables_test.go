@@ -177,11 +177,13 @@ func TestWays(t *testing.T) {
 			}
 		}
 	}
-	set := func(path, value string) {
+	set := func(path, value string) bool {
 		t.Helper()
-		if _, err := os.Stat("/proc/sys/" + path); err == nil {
+		_, err := os.Stat("/proc/sys/" + path)
+		if err == nil {
 			ok(t, os.WriteFile("/proc/sys/"+path, []byte(value), 0))
 		}
+		return err == nil
 	}
 	set("net/bridge/bridge-nf-call-iptables", "0")
 	set("net/bridge/bridge-nf-call-ip6tables", "0")
@@ -211,8 +213,13 @@ func TestWays(t *testing.T) {
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
 	ok(t, c.Flush())
 	want("chain FORWARD of the nftables table ip filter drops")
+	if set("net/bridge/bridge-nf-call-iptables", "1") {
+		set("net/bridge/bridge-nf-call-ip6tables", "1") // nothing drops IPv6
+		want("chain FORWARD of the nftables table ip filter drops", "net.bridge.bridge-nf-call-iptables is 1")
+	}
 	c.DelTable(table)
 	ok(t, c.Flush())
+	want()
 	ok(t, n.Release(one))
 }
 
@@ -227,11 +234,11 @@ func TestLegacy(t *testing.T) {
 		run(t, tool+" -P FORWARD DROP")
 		run(t, tool+" -A FORWARD -p tcp --dport 80 -j ACCEPT")
 	}
-	if ways := legacyDrops(true, true); len(ways) != 2 || !strings.Contains(ways[0], "IPv4") || !strings.Contains(ways[1], "IPv6") {
+	if ways := concerning(legacyWalls(), true, true, true); len(ways) != 2 || !strings.Contains(ways[0], "IPv4") || !strings.Contains(ways[1], "IPv6") {
 		t.Errorf("ways %q", ways)
 	}
 	run(t, "iptables-legacy -P FORWARD ACCEPT")
-	if ways := legacyDrops(true, false); len(ways) > 0 {
+	if ways := concerning(legacyWalls(), true, false, true); len(ways) > 0 {
 		t.Errorf("ways %q", ways)
 	}
 }

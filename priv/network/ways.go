@@ -30,17 +30,13 @@ func (n *Network) Ways(l ctl.Link, forward []netip.Prefix) (ways []string, err e
 		}
 		four := slices.ContainsFunc(forward, func(p netip.Prefix) bool { return !is6(p) })
 		six := slices.ContainsFunc(forward, is6)
-		ways = slices.Concat(
-			notForwarding(i.Name, four, six), bridgeFilters(i), uplinkAddrs(r, addrs), portTaken(i, addrs))
-		if four || six {
-			ways = append(ways, legacyDrops(four, six)...)
-		}
-		chains, err := dropping(four, six, l.Switch)
+		walls, err := forwardWalls()
 		if err != nil {
 			return err
 		}
 		routes, err := n.routesInTheWay(r, i, forward)
-		ways = slices.Concat(ways, chains, routes)
+		ways = slices.Concat(notForwarding(i.Name, four, six), bridgeFilters(i, walls), uplinkAddrs(r, addrs),
+			portTaken(i, addrs), concerning(walls, four, six, l.Switch), routes)
 		return err
 	})
 	return ways, err
@@ -69,15 +65,43 @@ func notForwarding(ifname string, four, six bool) []string {
 	return ways
 }
 
-// bridgeFilters says whether frames between ports meet rules for packets.
-func bridgeFilters(i *iface) []string {
+// bridgeFilters says whether frames between ports meet rules for packets, of
+// those that drop what they do not accept.
+func bridgeFilters(i *iface, walls []wall) []string {
 	if i.kind != "bridge" {
 		return nil
 	}
 	var ways []string
-	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
-		if value, ok := sysctl("net/bridge/" + name); ok && value != "0" {
-			ways = append(ways, fmt.Sprintf("net.bridge.%s is %s: frames between ports pass the host's firewall for forwarded packets too", name, value))
+	for _, s := range []struct {
+		name      string
+		four, six bool
+	}{{"bridge-nf-call-iptables", true, false}, {"bridge-nf-call-ip6tables", false, true}} {
+		value, ok := sysctl("net/bridge/" + s.name)
+		if ok && value != "0" && len(concerning(walls, s.four, s.six, false)) > 0 {
+			ways = append(ways, fmt.Sprintf("net.bridge.%s is %s: what the host's firewall forwards nowhere, ports do not send each other either", s.name, value))
+		}
+	}
+	return ways
+}
+
+// A wall is a chain of forwarded packets that drops what nothing in it
+// accepts.
+type wall struct {
+	family nftables.TableFamily
+	says   string
+}
+
+// concerning are the walls that packets of these kinds come to: IPv4 and IPv6
+// that the host forwards, and frames between ports.
+func concerning(walls []wall, four, six, frames bool) []string {
+	concerns := map[nftables.TableFamily]bool{
+		nftables.TableFamilyIPv4: four, nftables.TableFamilyIPv6: six,
+		nftables.TableFamilyINet: four || six, nftables.TableFamilyBridge: frames,
+	}
+	var ways []string
+	for _, w := range walls {
+		if concerns[w.family] {
+			ways = append(ways, w.says)
 		}
 	}
 	return ways
@@ -132,30 +156,27 @@ func parseUDP(line string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(addr, uint16(p)), true
 }
 
-// dropping names the chains of forwarded packets that drop what nothing in
-// them accepts.
-func dropping(four, six, bridge bool) ([]string, error) {
-	concerns := map[nftables.TableFamily]bool{
-		nftables.TableFamilyIPv4: four, nftables.TableFamilyIPv6: six,
-		nftables.TableFamilyINet: four || six, nftables.TableFamilyBridge: bridge,
-	}
+// forwardWalls finds the walls of iptables and nftables.
+func forwardWalls() ([]wall, error) {
+	walls := legacyWalls()
 	c := talkTables()
 	chains, err := c.ListChains()
 	if err != nil {
 		return nil, tablesError(err)
 	}
-	var ways []string
 	for _, ch := range chains {
-		if !concerns[ch.Table.Family] || ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward {
+		if familyName(ch.Table.Family) == "" || ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward {
 			continue
 		}
 		if ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop || endsInDrop(c, ch) {
-			ways = append(ways, fmt.Sprintf("chain %s of the nftables table %s %s drops what no rule in it accepts", ch.Name, familyName(ch.Table.Family), ch.Table.Name))
+			walls = append(walls, wall{ch.Table.Family, fmt.Sprintf("chain %s of the nftables table %s %s drops what no rule in it accepts",
+				ch.Name, familyName(ch.Table.Family), ch.Table.Name)})
 		}
 	}
-	return ways, nil
+	return walls, nil
 }
 
+// familyName is empty for the families whose chains forward no packets.
 func familyName(f nftables.TableFamily) string {
 	return map[nftables.TableFamily]string{
 		nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6",
