@@ -142,6 +142,23 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// A tap's open file is for frames; what is open is the same for QEMU, which
+// inherits the filter.
+func TestTapFilter(t *testing.T) {
+	prog, err := Priv.Filter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for request, want := range map[uint32]Action{
+		unix.TUNSETIFF: Allow, unix.TUNGETIFF: Allow, unix.TUNSETOFFLOAD: Allow, unix.TUNSETVNETHDRSZ: Allow, unix.TUNSETSNDBUF: Allow,
+		unix.SIOCSIFHWADDR: Deny, unix.TUNSETPERSIST: Deny, unix.TUNSETOWNER: Deny, unix.TUNSETGROUP: Deny, unix.TUNSETLINK: Deny,
+	} {
+		if got := run(t, prog, unix.AUDIT_ARCH_X86_64, unix.SYS_IOCTL, 3, request); got != want {
+			t.Errorf("ioctl %#x: got %#x, want %#x", request, got, want)
+		}
+	}
+}
+
 var helper = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "confine")
 	if err != nil {

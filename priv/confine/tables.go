@@ -23,7 +23,7 @@ var Priv = Role{
 		{"CAP_NET_RAW", unix.CAP_NET_RAW, "the packet sockets that lease answers on"},
 	},
 	Default: Allow,
-	Calls: []Calls{
+	Calls: lines(keepTap, []Calls{
 		{"kexec_load kexec_file_load reboot", Deny, nil, "the host is not ours to replace or to stop"},
 		{"init_module finit_module delete_module", Deny, nil, "no code goes into the kernel; modprobe is the administrator's"},
 		{"bpf perf_event_open", Deny, nil, "programs and probes in the kernel: nobody here loads any"},
@@ -38,7 +38,7 @@ var Priv = Role{
 		{"syslog vhangup sethostname setdomainname", Deny, nil, "the host's log, terminals and names"},
 		{"fanotify_init lookup_dcookie", Deny, nil, "watching the whole host's files"},
 		{"mount_setattr", Deny, nil, "id-mapped mounts make files change owners"},
-	},
+	}),
 	NoLandlock: "a process under Landlock may not mount, and mounting is priv's work; its children would inherit it",
 }
 
@@ -176,6 +176,21 @@ var never = []Calls{
 	{"init_module finit_module delete_module kexec_load kexec_file_load reboot", Kill, nil, "nor into another kernel"},
 	{"open_by_handle_at swapon swapoff acct iopl ioperm keyctl add_key request_key", Kill, nil, "root's tools"},
 }
+
+// keepTap is what the open file of a tap would let a guest, or who took over its
+// QEMU, do to the host's end: the kernel asks for no capability. Whatever priv
+// starts inherits it.
+var keepTap = []Calls{
+	{"ioctl", Deny, request(unix.SIOCSIFHWADDR), "another machine's MAC there would take its frames; priv sets MACs by netlink"},
+	{"ioctl", Deny, request(unix.TUNSETPERSIST), "a tap goes with its guest"},
+	{"ioctl", Deny, request(unix.TUNSETOWNER), "and is nobody's to open again"},
+	{"ioctl", Deny, request(unix.TUNSETGROUP), "nor any group's"},
+	{"ioctl", Deny, request(unix.TUNSETLINK), "and stays an Ethernet"},
+	{"ioctl", Deny, request(unix.TUNSETDEBUG), "the kernel's log is the host's"},
+}
+
+// request is the condition that an ioctl is one.
+func request(number uint32) []Arg { return []Arg{{1, ^uint32(0), number}} }
 
 // noExec is the condition that memory is not made executable.
 var noExec = []Arg{{2, unix.PROT_EXEC, 0}}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
 )
@@ -492,5 +493,59 @@ func TestLoadBroken(t *testing.T) {
 	ok(t, os.WriteFile(filepath.Join(dir, "link.vm1-if0"), []byte("interface tap0\n"), 0o600))
 	if _, _, err := (records{dir}).load(); err == nil || !strings.Contains(err.Error(), "link.vm1-if0: not a record") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Who has a tap open may make it stay when he is gone, and give it to a user:
+// the kernel asks for no right. Release takes it away all the same, and what
+// somebody did to the host's end is not on record.
+func TestKeptTap(t *testing.T) {
+	if name := os.Getenv("VMFS_TEST_KEEP_TAP"); name != "" {
+		keepTap(t, name)
+		return
+	}
+	if !alone(t) {
+		return
+	}
+	dir := t.TempDir()
+	before := snapshot(t)
+	n := open(t, dir)
+	f, ifname, err := n.Tap(nic0, "tap")
+	ok(t, err)
+	program, err := os.ReadFile(os.Args[0]) // where that uid may not go
+	ok(t, err)
+	copied := filepath.Join(t.TempDir(), "test")
+	ok(t, os.WriteFile(copied, program, 0o755))
+	for d := filepath.Dir(copied); d != os.TempDir(); d = filepath.Dir(d) {
+		ok(t, os.Chmod(d, 0o755))
+	}
+	cmd := exec.Command(copied, "-test.run", "^TestKeptTap$")
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "VMFS_TEST_KEEP_TAP="+ifname)
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1900000001, Gid: 1900000001}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	f.Close()
+	if out := run(t, "ip -d link show "+ifname); !strings.Contains(out, "persist on") || !strings.Contains(out, "user 1900000001") {
+		t.Errorf("it did not stay, so there is nothing to see:\n%s", out)
+	}
+	n = open(t, dir) // also the next daemon's
+	ok(t, n.Release(nic0))
+	gone(t, ifname)
+	same(t, before, dir)
+}
+
+// keepTap is the guest's part.
+func keepTap(t *testing.T, name string) {
+	const tap = 3
+	mac, err := unix.NewIfreq(name)
+	ok(t, err)
+	ok(t, unix.IoctlSetInt(tap, unix.TUNSETPERSIST, 1))
+	ok(t, unix.IoctlSetInt(tap, unix.TUNSETOWNER, 1900000001))
+	mac.SetUint16(unix.ARPHRD_ETHER)
+	if err := unix.IoctlIfreq(tap, unix.SIOCSIFHWADDR, mac); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		t.Errorf("the MAC of the host's end: %v", err) // 0 is none, or it would have been set
 	}
 }
