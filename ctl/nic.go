@@ -130,12 +130,17 @@ func (vm *VM) openTap(ctx context.Context, c *nic, d *definition, spec *Launch) 
 // plug makes a NIC a port of the switch that its definition names, if it does,
 // with the rights of who set that.
 func (vm *VM) plug(ctx context.Context, c *nic, d *definition) error {
-	if d.get(nicAttr(c.n, "switch")) == "" {
-		return nil
-	}
 	sw, err := vm.reach(d, c.n)
 	if err != nil {
 		return err
+	}
+	return vm.join(ctx, c, d, sw)
+}
+
+// join makes a NIC a port of a switch, or of none.
+func (vm *VM) join(ctx context.Context, c *nic, d *definition, sw *Switch) error {
+	if sw == nil {
+		return nil
 	}
 	if err := sw.attach(ctx, vm.port(c, d)); err != nil {
 		return err
@@ -274,12 +279,16 @@ func (vm *VM) replugAll(was, now *definition) (undo func(), err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), netTime)
 	defer cancel()
-	var done []*nic
+	type step struct {
+		c  *nic
+		sw *Switch // that it was a port of
+	}
+	var done []step
 	undo = func() {
 		ctx, cancel := context.WithTimeout(context.Background(), netTime)
 		defer cancel()
-		for _, c := range slices.Backward(done) {
-			if err := vm.replug(ctx, c, now, was); err != nil {
+		for _, s := range slices.Backward(done) { // whoever may attach to it now
+			if err := vm.replug(ctx, s.c, now, was, s.sw); err != nil {
 				vm.failed(err)
 			}
 		}
@@ -288,8 +297,15 @@ func (vm *VM) replugAll(was, now *definition) (undo func(), err error) {
 		if c.ifname == "" || !was.nicDiffers(now, c.n) {
 			continue
 		}
-		done = append(done, c)
-		if err := vm.replug(ctx, c, was, now); err != nil {
+		sw := c.sw
+		if was.get(nicAttr(c.n, "switch")) != now.get(nicAttr(c.n, "switch")) {
+			sw, err = vm.reach(now, c.n)
+		}
+		if err == nil {
+			done = append(done, step{c, c.sw})
+			err = vm.replug(ctx, c, was, now, sw)
+		}
+		if err != nil {
 			undo()
 			return nil, Errorf(Errno(err), "nic/%d: %v", c.n, err)
 		}
@@ -315,14 +331,14 @@ func (d *definition) nicDiffers(now *definition, n int) bool {
 }
 
 // replug changes what a NIC is plugged into, and how. It is down meanwhile.
-func (vm *VM) replug(ctx context.Context, c *nic, was, now *definition) error {
+func (vm *VM) replug(ctx context.Context, c *nic, was, now *definition, to *Switch) error {
 	differs := func(file string) bool { return was.get(nicAttr(c.n, file)) != now.get(nicAttr(c.n, file)) }
 	if differs("switch") {
 		groups := c.allGroups()
 		if err := vm.unplug(ctx, c, false); err != nil {
 			return err
 		}
-		if err := vm.plug(ctx, c, now); err != nil {
+		if err := vm.join(ctx, c, now, to); err != nil {
 			return err
 		}
 		if now := c.allGroups(); !slices.Equal(groups, now) {

@@ -44,10 +44,13 @@ func (sw *Switch) mayAttach(by Cred) bool {
 		sw.Access("ports", PortsAccess).Allows(by, MayWrite)
 }
 
-// reach finds the switch of a NIC. ENOENT if there is none of that name,
-// EACCES if who set it may not attach, with the groups that he has now.
+// reach finds the switch of a NIC, nil if it names none. ENOENT if there is none
+// of that name, EACCES if who set it may not attach, with the groups that he has now.
 func (vm *VM) reach(d *definition, n int) (*Switch, error) {
 	v := d.attrs[nicAttr(n, "switch")]
+	if v.text == "" {
+		return nil, nil
+	}
 	sw, ok := vm.m.switches.named(v.text)
 	if !ok {
 		return nil, Errorf(syscall.ENOENT, "there is no switch %s", v.text)

@@ -202,6 +202,58 @@ func TestRightToAttach(t *testing.T) {
 }
 
 // What is root's of a machine is not its owner's to change, by whatever way.
+// A live replug asks for the right too, before anything is unplugged. Who
+// loses the right keeps what is attached, until he would attach again.
+func TestRightToReplug(t *testing.T) {
+	m, vm, lan, host := plugged(t, "")
+	wan := create(t, m, "wan", "")
+	all, closed := uint32(0o666), uint32(0o664)
+	ok(t, vm.Set(alice, "nic/0/switch", ""))
+	ok(t, vm.Set(alice, "nic/0/switch", "lan"))
+	ok(t, lan.SetAccess(root, "ports", ctl.AccessChange{Mode: &all}))
+	ok(t, vm.Do(ctx, root, "start", ""))
+	host.Ops()
+	before, _ := host.Link(nic0)
+	config := vm.Config()
+	kept := func() {
+		t.Helper()
+		if got := host.Ops(); got != "" || vm.Config() != config || lan.PortsText() == "" || wan.PortsText() != "" {
+			t.Errorf("refused, it did\n%s\nports %q and %q, config\n%s", got, lan.PortsText(), wan.PortsText(), vm.Config())
+		}
+	}
+	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EACCES, "nic/0: 2001, who set it, may not write switch/wan/ports")
+	kept()
+	ok(t, lan.SetAccess(root, "ports", ctl.AccessChange{Mode: &closed}))
+	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EACCES, "switch/wan/ports")
+	refused(t, vm.Set(alice, "nic/0/switch", "none"), syscall.ENOENT, "no switch none")
+	kept()
+	refused(t, vm.Set(root, "nic/0/switch", "none"), syscall.ENOENT, "no switch none")
+	kept()
+
+	// What the kernel refuses is undone, though he could not attach anew.
+	ok(t, wan.SetAccess(root, "ports", ctl.AccessChange{Mode: &all}))
+	once := false
+	host.RefuseNet(func(op string, l ctl.Link) error {
+		if op != "attach" || once {
+			return nil
+		}
+		once = true
+		return ctl.Errorf(syscall.EPERM, "this is a test")
+	})
+	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EPERM, "nic/0: this is a test")
+	host.RefuseNet(nil)
+	if k, _ := host.Link(nic0); lan.PortsText() == "" || k.Master != before.Master || !k.Up {
+		t.Errorf("after that: ports %q, port of %q, up %v", lan.PortsText(), k.Master, k.Up)
+	}
+
+	ok(t, vm.Set(alice, "nic/0/switch", "wan"))
+	refused(t, vm.Set(alice, "nic/0/switch", "lan"), syscall.EACCES, "switch/lan/ports")
+	ok(t, vm.Set(alice, "nic/0/up", "no")) // it is not plugged by that
+	ok(t, vm.Do(ctx, root, "kill", ""))
+	ok(t, wan.SetAccess(root, "ports", ctl.AccessChange{Mode: &closed}))
+	refused(t, vm.Do(ctx, root, "start", ""), syscall.EACCES, "switch/wan/ports")
+}
+
 func TestRootsAttributes(t *testing.T) {
 	_, vm, _, _ := plugged(t, "")
 	ok(t, vm.Edit(root, "nic/0/locked yes\nnic/0/group ops\n"))
