@@ -171,6 +171,9 @@ func (vm *VM) exec(path string, s *engine.Spec, theirs ends) (err error) {
 		Stderr:     theirs.stderr,
 		ExtraFiles: files,
 	}
+	if os.Getpid() != 1 { // of no pid namespace, whose end would be QEMU's
+		vm.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	}
 	vm.thread.do(func() {
 		if err = vm.cmd.Start(); err == nil {
 			vm.meter = newMeter(vm.cmd.Process.Pid, uint64(s.MemoryMiB)<<20)
