@@ -108,8 +108,8 @@ func makeStateOrdinary(state string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", state, reason(err))
 	}
-	for _, e := range entries { // of an attempt that was cut short
-		if err := os.Remove(state + "/" + e.Name()); !e.IsDir() || err != nil {
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "vmfs.") { // of an attempt that was cut short
 			return fmt.Errorf("%s: not empty (%s), and no daemon's", state, e.Name())
 		}
 	}
