@@ -76,7 +76,7 @@ func (s *stage) links() string {
 		}
 	}
 	for _, kind := range []string{"link.*", "vrf.*", "nftables"} {
-		paths, _ := filepath.Glob(s.dir + "/run/priv/" + kind)
+		paths, _ := filepath.Glob(s.run() + "/priv/" + kind)
 		for _, path := range paths {
 			text, err := os.ReadFile(path)
 			fmt.Fprintf(&b, "%s: %v\n%s", path, err, text)

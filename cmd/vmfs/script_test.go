@@ -28,7 +28,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"hangfs": hangfs, "9p": ninep})
+	testscript.Main(m, map[string]func(){"hangfs": hangfs, "nousers": nousers, "9p": ninep})
 }
 
 func TestScripts(t *testing.T) {
@@ -92,6 +92,7 @@ func run(t *testing.T, p testscript.Params, flags ...string) {
 	p.Condition = exists
 	p.Cmds = map[string]func(*testscript.TestScript, bool, []string){
 		"netns":    netns,
+		"ordinary": ordinary,
 		"serve":    serve,
 		"term":     term,
 		"killrole": killRole,
@@ -196,6 +197,7 @@ type stage struct {
 	ended  chan struct{} // closed when serve was reaped
 	before string        // what "leaks before" saw
 	netns  []string      // network namespaces; the daemon and the lines are in the first
+	user   *ordinaryUser // whose daemon and lines they are; nil is root
 }
 
 // tags tell the processes of one stage from those of another. Nothing that
@@ -264,6 +266,7 @@ func (s *stage) tearDown() {
 		time.Sleep(20 * time.Millisecond)
 	}
 	s.removeNetns()
+	s.user.release()
 	for range 100 {
 		mounts := s.mounts()
 		if len(mounts) == 0 {
@@ -286,11 +289,10 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	if s.running() {
 		ts.Fatalf("the daemon runs already")
 	}
-	args = append([]string{"prlimit", "--msgqueue=" + ts.Getenv("TAG"), ts.Getenv("VMFS"), "serve",
-		"-m", ts.Getenv("MNT"), "-state", ts.Getenv("STATE"), "-run", ts.Getenv("RUN"),
-		"-images", ts.Getenv("IMAGES")}, args...)
-	args = s.inNetns(args...)
+	args = slices.Concat([]string{"prlimit", "--msgqueue=" + ts.Getenv("TAG"), ts.Getenv("VMFS"), "serve"}, s.user.daemonArgs(ts), args)
+	args = s.inNetns(s.user.as(args)...)
 	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = s.user.environment(ts)
 	stdout, err := cmd.StdoutPipe()
 	ts.Check(err)
 	log, err := os.OpenFile(ts.MkAbs(ts.Getenv("WORK")+"/serve.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -384,7 +386,7 @@ func killRole(ts *testscript.TestScript, neg bool, args []string) {
 
 // shell runs a line; nothing in a session may take longer than a minute.
 func shell(ts *testscript.TestScript, line string) (stdout, stderr string, err error) {
-	args := append([]string{"-k", "5", "60"}, stageOf(ts).inNetns("bash", "-c", line)...)
+	args := append([]string{"-k", "5", "60"}, stageOf(ts).inNetns(stageOf(ts).user.as([]string{"bash", "-c", line})...)...)
 	err = ts.Exec("timeout", args...)
 	return ts.ReadFile("stdout"), ts.ReadFile("stderr"), err
 }
@@ -546,7 +548,7 @@ func (s *stage) holdings() string {
 	for _, m := range mounts {
 		fmt.Fprintf(&b, "mount %s %s\n", m.point, m.fstype)
 	}
-	filepath.WalkDir(s.dir+"/run", func(path string, _ os.DirEntry, err error) error {
+	filepath.WalkDir(s.run(), func(path string, _ os.DirEntry, err error) error {
 		fmt.Fprintf(&b, "file %s\n", path)
 		return err
 	})
