@@ -36,24 +36,30 @@ func TestScripts(t *testing.T) {
 }
 
 // TestKillpoints ends core, priv and both at each step of a start, with a
-// program that stands still there, and wants a machine that starts again and
-// nothing left over.
+// program that stands still there, and at moments in between, and wants a
+// machine that starts again and nothing left over.
 func TestKillpoints(t *testing.T) {
 	dir := t.TempDir()
 	var scripts []string
-	for i, step := range slices.Concat(ctl.Steps, ctl.NICSteps) {
+	add := func(name, moment, step string) {
 		nics := [2]string{"switch lan", "local yes"} // the first is the one at whose steps it stands still
 		if slices.Contains(localSteps, step) {
 			nics[0], nics[1] = nics[1], nics[0]
 		}
 		for victim, again := range map[string]string{"core": "", "serve": "serve", "serve core": "serve"} {
-			script := fmt.Sprintf(killpoint, step, victim, again, nics[0], nics[1])
-			path := fmt.Sprintf("%s/%02d-%s-%s.txt", dir, i, step, strings.ReplaceAll(victim, " ", "-"))
+			script := fmt.Sprintf(killpoint, step, victim, again, nics[0], nics[1], moment)
+			path := fmt.Sprintf("%s/%s-%s.txt", dir, name, strings.ReplaceAll(victim, " ", "-"))
 			if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			scripts = append(scripts, path)
 		}
+	}
+	for i, step := range slices.Concat(ctl.Steps, ctl.NICSteps) {
+		add(fmt.Sprintf("%02d-%s", i, step), fmt.Sprintf("until 10 'grep -qx \"at step %s\" $WORK/serve.log'", step), step)
+	}
+	for _, ms := range []int{10, 40, 80, 130, 200} {
+		add(fmt.Sprintf("at-%03d", ms), fmt.Sprintf("ok 'sleep 0.%03d'", ms), "none")
 	}
 	slices.Sort(scripts)
 	run(t, testscript.Params{Files: scripts}, "-tags", "killpoints")
@@ -63,21 +69,21 @@ func TestKillpoints(t *testing.T) {
 var localSteps = []string{"address", "up", "lease"}
 
 const killpoint = `
-# kill -9 of %[2]s at the step %[1]s of a start
+# kill -9 of %[2]s in a start, at the step %[1]s
 netns host
 serve
 ok 'debian a; mkdir $MNT/switch/lan; printf "address 10.0.0.1/24\ndhcp yes\nnat yes\ngroup dmz\n" | cat >$MNT/switch/lan/config'
 ok 'printf "memory 64M\nnic/0/%[4]s\nnic/0/group web\nnic/1/%[5]s\n" | cat >$MNT/vm/a/config; echo %[1]s >$STATE/killpoint'
 leaks before
 exec bash -c 'timeout 20 bash -c "echo start >$MNT/vm/a/ctl"; true' &starter&
-until 10 'grep -qx "at step %[1]s" $WORK/serve.log'
+%[6]s
 ok 'rm $STATE/killpoint'
 killrole %[2]s
 %[3]s
 wait starter
 until 10 'grep -qxE "stopped|running|failed .*" $MNT/vm/a/status'
 ok 'echo kill >$MNT/vm/a/ctl; echo clear-failed >$MNT/vm/a/ctl'
-! says 'tap' 'ip link; nft list ruleset; ls $RUN/priv'
+! says 'tap' 'ip link; nft list ruleset'
 until 15 'echo start >$MNT/vm/a/ctl'
 says '^running\n(ok|.*ip_forward is 0.*)\n(ok|.*ip_forward is 0.*)$' 'cat $MNT/vm/a/status $MNT/vm/a/check $MNT/switch/lan/check'
 ok 'echo kill >$MNT/vm/a/ctl; echo down >$MNT/switch/lan/ctl'
