@@ -318,7 +318,7 @@ func TestManualVerbs(t *testing.T) {
 		}
 	}
 	for _, word := range append(p.uses("Ic"), manual(t, "vmfs.8").uses("Ic")...) {
-		if !slices.Contains(verbs, word) && !slices.Contains(daemon, word) {
+		if !slices.Contains(verbs, word) && !slices.Contains(daemon, word) && !slices.ContainsFunc(ctl.SwitchVerbs, func(v ctl.Verb) bool { return v.Name == word }) {
 			t.Errorf("%s is marked as a verb and is none", word)
 		}
 	}
