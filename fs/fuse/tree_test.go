@@ -83,6 +83,11 @@ func TestConformance(t *testing.T) {
 	fstest.Run(t, dir)
 }
 
+func TestMatrix(t *testing.T) {
+	dir, _, _ := tree(t)
+	fstest.Matrix(t, dir, fstest.Syscalls(dir))
+}
+
 // startable makes a machine that the host can start, and gives its directory
 // and that of what waits of it.
 func startable(t *testing.T, dir string) (vm, live string) {
