@@ -33,11 +33,13 @@ type conn struct {
 	session  *session
 	attached bool
 	answer   []byte // where it makes its own answers to reads
-	parser   bytes.Reader
+	parser   parser
 	request  request // the present one; one with a goroutine is a copy
 
-	out     sync.Mutex // held while an answer is written, and taken before mu
-	renewed time.Time  // until when the time to take an answer is long enough
+	out     sync.Mutex      // held while an answer is written, and taken before mu
+	raw     syscall.RawConn // nil if there is none
+	pending []byte          // what is not sent yet
+	push    func(fd uintptr) bool
 
 	mu      sync.Mutex
 	running int // requests with a goroutine, answered or not
@@ -77,11 +79,16 @@ type outstanding struct {
 const inBuffer = 8 << 10
 
 // burst is how many messages a connection has worked on before others have
-// their turn. The runtime alone would let it go on for 10 ms.
+// their turn, if the next is there already; whoever waits for answers gives it
+// to them anyway. The runtime alone would let it go on for 10 ms.
 const burst = 16
 
 func newConn(s *Server, nc net.Conn, p Peer, u *account) *conn {
 	c := &conn{server: s, nc: nc, peer: p, user: u, in: bufio.NewReaderSize(nc, inBuffer)}
+	if sc, ok := nc.(syscall.Conn); ok {
+		c.raw, _ = sc.SyscallConn()
+		c.push = c.sendNow
+	}
 	c.session = c.newSession(0, false)
 	return c
 }
@@ -98,7 +105,7 @@ func (c *conn) newSession(most uint32, dotu bool) *session {
 func (c *conn) serve() {
 	c.attachBy()
 	for n := 1; ; n++ {
-		if n%burst == 0 {
+		if n%burst == 0 && (c.in.Buffered() > 0 || n%(burst*burst) == 0) {
 			runtime.Gosched()
 		}
 		frame, err := c.frame()
@@ -161,14 +168,11 @@ func (c *conn) message(frame []byte) error {
 	s := c.session
 	r := &c.request
 	err := r.parse(&c.parser, frame, s.dotu)
-	if err == nil && s.most == 0 && r.kind != proto.Tversion {
-		err = ctl.Errorf(syscall.EPROTO, "message of type %d before Tversion", r.kind)
+	if err == nil {
+		err = s.expects(r)
 	}
-	if err == nil && r.tag == noTag && r.kind != proto.Tversion {
-		err = ctl.Errorf(syscall.EINVAL, "message of type %d without a tag", r.kind)
-	}
-	switch {
-	case s.uses(r.tag) && r.kind != proto.Tversion:
+	switch used := s.enter(r, err == nil); {
+	case used && r.kind != proto.Tversion:
 		// No answer could be told from that to the other message.
 		return errors.New("a tag that is in use")
 	case err != nil:
@@ -181,14 +185,22 @@ func (c *conn) message(frame []byte) error {
 	return c.work(r, frame)
 }
 
+// expects reports what is wrong with a message at this time.
+func (s *session) expects(r *request) error {
+	switch {
+	case r.kind == proto.Tversion:
+	case s.most == 0:
+		return ctl.Errorf(syscall.EPROTO, "message of type %d before Tversion", r.kind)
+	case r.tag == noTag:
+		return ctl.Errorf(syscall.EINVAL, "message of type %d without a tag", r.kind)
+	}
+	return nil
+}
+
 // work does what is done at once, and begins the rest.
 func (c *conn) work(r *request, frame []byte) error {
-	r.s = c.session
-	id, named := fidOf(r.call)
-	if named {
-		if r.fid = r.s.acquire(id); r.fid == nil {
-			return c.send(composeError(r.tag, syscall.EBADF, r.s.dotu))
-		}
+	if _, named := fidOf(r.call); named && r.fid == nil {
+		return c.send(composeError(r.tag, syscall.EBADF, r.s.dotu))
 	}
 	if !r.waits() {
 		r.ctx = r.s.ctx
@@ -256,12 +268,7 @@ func (m *room) put() {
 // begin counts a request that has a goroutine of its own. EAGAIN if there are
 // too many: what comes behind it, a flush for one, still has to be read.
 func (c *conn) begin(r *request, frame []byte) error {
-	if w, ok := r.call.(*proto.TWrite); ok {
-		r.held = len(frame)
-		if len(frame) <= inBuffer {
-			w.Data = bytes.Clone(w.Data) // the next message is read to where it is
-		}
-	}
+	r.keep(frame)
 	limits := &c.server.limits
 	if !c.user.take(&c.user.requests, 2*limits.Requests) {
 		return syscall.EAGAIN
@@ -279,6 +286,20 @@ func (c *conn) begin(r *request, frame []byte) error {
 	r.s.tags[r.tag] = r
 	c.wait.Add(1)
 	return nil
+}
+
+// keep copies what the next message is read or parsed to the place of.
+func (r *request) keep(frame []byte) {
+	switch t := r.call.(type) {
+	case *proto.TRead:
+		kept := *t
+		r.call = &kept
+	case *proto.TWrite:
+		r.held = len(frame)
+		if len(frame) <= inBuffer {
+			t.Data = bytes.Clone(t.Data)
+		}
+	}
 }
 
 // finish does a request in its own goroutine, and answers it and whoever
@@ -341,11 +362,22 @@ func flushed(tag uint16) []byte {
 	return (&proto.RFlush{Header: header(proto.Rflush, tag)}).Compose()
 }
 
-// uses reports whether there is an unanswered message with this tag.
-func (s *session) uses(tag uint16) bool {
+// enter makes a request one of the session, with the fid that it is about if
+// that is asked for, and reports whether there is an unanswered message with its
+// tag: then it has none. Whoever works on it releases the fid.
+func (s *session) enter(r *request, withFid bool) (used bool) {
+	r.s = s
 	s.conn.mu.Lock()
 	defer s.conn.mu.Unlock()
-	return s.tags[tag] != nil
+	if s.tags[r.tag] != nil {
+		return true
+	}
+	if id, named := fidOf(r.call); named && withFid {
+		if r.fid = s.fids[id]; r.fid != nil {
+			r.fid.users++
+		}
+	}
+	return false
 }
 
 // flush interrupts a request. It is answered once that has ended, so that
@@ -394,20 +426,32 @@ func (c *conn) send(answer []byte) error {
 	return c.write(answer)
 }
 
-// write writes answers; c.out is held. Who does not take them is hung up on,
-// after the time for that or half as much again: setting it costs as much as
-// an answer.
+// write writes answers; c.out is held. Who does not take them in time is hung
+// up on. The time begins when they cannot be sent at once: to look at the
+// clock costs as much as to find out what to answer.
 func (c *conn) write(answers []byte) error {
-	limit := c.server.limits.Write
-	if now := time.Now(); now.After(c.renewed) {
-		c.nc.SetWriteDeadline(now.Add(limit + limit/2))
-		c.renewed = now.Add(limit / 2)
+	c.pending = answers
+	defer func() { c.pending = nil }()
+	if c.raw != nil && c.raw.Write(c.push) == nil && len(c.pending) == 0 {
+		return nil
 	}
-	_, err := c.nc.Write(answers)
+	c.nc.SetWriteDeadline(time.Now().Add(c.server.limits.Write))
+	_, err := c.nc.Write(c.pending)
 	if err != nil {
 		c.nc.Close() // the reading goroutine hears of it
+		return err
 	}
-	return err
+	c.nc.SetWriteDeadline(noDeadline)
+	return nil
+}
+
+// sendNow sends as much of what is pending as can be sent at once.
+func (c *conn) sendNow(fd uintptr) bool {
+	n, err := syscall.Write(int(fd), c.pending)
+	if err == nil {
+		c.pending = c.pending[n:]
+	}
+	return true // whatever it was, Write meets it again
 }
 
 // version begins a session. What is not answered of the one before never is.

@@ -64,17 +64,6 @@ func fidOf(call proto.FCall) (id uint32, ok bool) {
 	return 0, false // Tauth, Tattach
 }
 
-// acquire finds a fid for a request, which releases it.
-func (s *session) acquire(id uint32) *fid {
-	s.conn.mu.Lock()
-	defer s.conn.mu.Unlock()
-	f := s.fids[id]
-	if f != nil {
-		f.users++
-	}
-	return f
-}
-
 // release may be called with nil.
 func (s *session) release(f *fid) {
 	if f == nil {

@@ -1,7 +1,6 @@
 package ninep
 
 import (
-	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
@@ -60,7 +59,7 @@ func FuzzFrame(f *testing.F) {
 		}
 		p = slices.Clip(slices.Clone(p))
 		var r request
-		err := r.parse(new(bytes.Reader), sized(p), dotu)
+		err := r.parse(new(parser), sized(p), dotu)
 		if (err == nil) != (r.call != nil) {
 			t.Fatalf("%v and %v", r.call, err)
 		}

@@ -42,38 +42,37 @@ func (r *request) operate(room func(n int) []byte) ([]byte, error) {
 	case *proto.TAttach:
 		return r.attach(t)
 	case *proto.TWalk:
-		return r.walk(t)
+		return r.walk(t, room)
 	case *proto.TOpen:
-		return r.open(t)
+		return r.open(t, room)
 	case *proto.TCreate:
-		return r.create(t)
+		return r.create(t, room)
 	case *proto.TRead:
 		return r.read(t, room)
 	case *proto.TWrite:
 		return r.write(t)
 	case *proto.TClunk:
-		return r.done(r.s.clunk(r))
+		return r.done(r.s.clunk(r), room)
 	case *proto.TRemove:
 		err := r.s.clunk(r) // it is, whatever comes of the rest
 		if err == nil {
 			err = r.remove()
 		}
-		return r.done(err)
+		return r.done(err, room)
 	case *proto.TStat:
 		return r.stat()
 	case *proto.TWstat:
-		return r.done(r.wstat(&t.Stat))
+		return r.done(r.wstat(&t.Stat), room)
 	}
 	return nil, syscall.ENOSYS
 }
 
-// done is an answer that says no more than its type. Those of Tclunk, Tremove
-// and Twstat are alike.
-func (r *request) done(err error) ([]byte, error) {
+// done is the answer to a Tclunk, Tremove or Twstat.
+func (r *request) done(err error, room func(n int) []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return (&proto.RClunk{Header: r.header()}).Compose(), nil
+	return composeDone(room(headerSize), answerTo(r.kind), r.tag), nil
 }
 
 func (r *request) header() proto.Header { return header(answerTo(r.kind), r.tag) }
@@ -112,11 +111,12 @@ func (c *conn) hasAttached() {
 
 // walk follows names as far as it gets. If that is not all the way, the new
 // fid is not made; if it is nowhere, the first name's error is said.
-func (r *request) walk(t *proto.TWalk) ([]byte, error) {
+func (r *request) walk(t *proto.TWalk, room func(n int) []byte) ([]byte, error) {
 	if r.fid.open() {
 		return nil, syscall.EBADF
 	}
-	answer := proto.RWalk{Header: r.header(), Wqid: make([]proto.Qid, 0, len(t.Wname))}
+	var all [maxNames]proto.Qid
+	qids := all[:0]
 	at := r.fid.at
 	var attr fs.Attr
 	if len(t.Wname) > 0 {
@@ -127,22 +127,21 @@ func (r *request) walk(t *proto.TWalk) ([]byte, error) {
 	}
 	for _, name := range t.Wname {
 		next, err := at.walk(r.ctx, &r.fid.by, &attr, name)
-		if err != nil && len(answer.Wqid) == 0 {
+		if err != nil && len(qids) == 0 {
 			return nil, err
 		}
 		if err != nil {
 			break
 		}
 		at = next
-		answer.Wqid = append(answer.Wqid, qid(&attr))
+		qids = append(qids, qid(&attr))
 	}
-	answer.Nwqid = uint16(len(answer.Wqid))
-	if len(answer.Wqid) == len(t.Wname) {
+	if len(qids) == len(t.Wname) {
 		if err := r.walked(&fid{id: t.Newfid, by: r.fid.by, at: at}); err != nil {
 			return nil, err
 		}
 	}
-	return answer.Compose(), nil
+	return composeWalk(room(headerSize+2+len(qids)*qidSize), r.tag, qids), nil
 }
 
 func (r *request) walked(f *fid) error {
@@ -183,7 +182,7 @@ func (at *place) walk(ctx context.Context, by *ctl.Cred, attr *fs.Attr, name str
 // have, however little there is, and thousands may wait.
 const leastRoom = 4 << 10
 
-func (r *request) open(t *proto.TOpen) ([]byte, error) {
+func (r *request) open(t *proto.TOpen, room func(n int) []byte) ([]byte, error) {
 	if r.fid.open() {
 		return nil, syscall.EBADF
 	}
@@ -207,7 +206,7 @@ func (r *request) open(t *proto.TOpen) ([]byte, error) {
 	if err := r.opened(r.fid.at, &attr, flags); err != nil {
 		return nil, err
 	}
-	return (&proto.ROpen{Header: r.header(), Qid: qid(&attr)}).Compose(), nil
+	return composeOpen(room(openSize), proto.Ropen, r.tag, qid(&attr)), nil
 }
 
 // openFlags are those of a mode. EINVAL for one that cannot be, EPERM for
@@ -261,7 +260,7 @@ const (
 	permSticky  = 0x00010000
 )
 
-func (r *request) create(t *proto.TCreate) ([]byte, error) {
+func (r *request) create(t *proto.TCreate, room func(n int) []byte) ([]byte, error) {
 	d, ok := r.fid.at.node.(fs.Dir)
 	if !ok {
 		return nil, syscall.ENOTDIR
@@ -301,7 +300,7 @@ func (r *request) create(t *proto.TCreate) ([]byte, error) {
 	if err := r.opened(made, &attr, fs.Flags{Read: true}); err != nil {
 		return nil, err
 	}
-	return (&proto.RCreate{Header: r.header(), Qid: qid(&attr)}).Compose(), nil
+	return composeOpen(room(openSize), proto.Rcreate, r.tag, qid(&attr)), nil
 }
 
 // creation names what a Tcreate would make, for Deny.

@@ -52,7 +52,7 @@ type Limits struct {
 
 	Attach time.Duration // from connecting to Tattach; 10 s
 	Frame  time.Duration // from the first byte of a message to its last; 30 s
-	Write  time.Duration // for a client to take an answer, at least; half as much again at most; 30 s
+	Write  time.Duration // for a client to take an answer that cannot be sent at once; 30 s
 	Flush  time.Duration // for what is flushed to end by itself; 50 ms
 }
 
