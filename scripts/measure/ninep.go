@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,10 @@ var vm0Status = []string{"vm", "vm0", "status"}
 
 func (d *daemon) socket() string { return d.dir + "/run/9p.sock" }
 
+// daemonLike has a peer in a session of its own, as core is: the kernel groups
+// processes by session and wakes those of a client's own group sooner.
+var daemonLike = &syscall.SysProcAttr{Setsid: true}
+
 // minimal starts this program again as a 9P server that can nothing but that,
 // and gives its socket.
 func (b *bench) minimal() (string, error) {
@@ -24,7 +29,7 @@ func (b *bench) minimal() (string, error) {
 		return socket, nil
 	}
 	cmd := exec.Command("/proc/self/exe", "minimal", socket)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr, cmd.SysProcAttr = os.Stderr, daemonLike
 	if err := started(cmd, "serving"); err != nil {
 		return "", err
 	}
@@ -43,6 +48,7 @@ func (b *bench) diod() (socket, dir string, err error) {
 		return "", "", err
 	}
 	cmd := exec.Command("diod", "-f", "-n", "-N", "-S", "-U", "root", "-c", "/dev/null", "-L", b.dir+"/diod.log", "-l", socket, "-e", dir)
+	cmd.SysProcAttr = daemonLike
 	if err := cmd.Start(); err != nil {
 		return "", "", err
 	}
