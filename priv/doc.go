@@ -12,4 +12,7 @@
 // It cannot verify on whose behalf core asks. It bounds that instead: for
 // root, an opener opens only what lies below the directories that root
 // listed. What each role may do is in package confine.
+//
+// Started by another user than root it has his rights, and so have all roles:
+// see ordinary. It then trusts its PATH for fusermount3, as that user does.
 package priv

@@ -137,7 +137,7 @@ func run(args []string, q *QEMU) error {
 
 func parseRole(args []string) (role, error) {
 	if len(args) < 5 {
-		return role{}, fmt.Errorf("%d arguments, not ID UID COREUID ACCEL JAILDIR WORD...", len(args))
+		return role{}, fmt.Errorf("%d arguments, not ID UID COREUID ACCEL JAILDIR and words", len(args))
 	}
 	var n [3]uint32
 	for i := range n {

@@ -315,3 +315,29 @@ func TestLandlock(t *testing.T) {
 		t.Errorf("a path that is not there was taken:\n%s", out)
 	}
 }
+
+// TestLandlockOutward wants ways out and none in, and a file that is allowed by
+// itself.
+func TestLandlockOutward(t *testing.T) {
+	if abi, _, _ := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); int(abi) < 4 {
+		t.Skip("SKIPPED: this kernel has no Landlock of ABI 4, which knows of TCP")
+	}
+	out, err := apply(t, "outward:/etc/passwd", "load:/etc/passwd", "load:/etc/group", "try:bind", "try:connect")
+	if err != nil {
+		t.Fatal(err, out)
+	}
+	has(t, out, "load /etc/passwd: <nil>", "load /etc/group: open /etc/group: permission denied",
+		fmt.Sprintf("bind %d", unix.EACCES), fmt.Sprintf("connect %d", unix.ECONNREFUSED))
+}
+
+// TestUnjailed wants nothing of the host that a jail does not show.
+func TestUnjailed(t *testing.T) {
+	for _, p := range Unjailed(Guest.Paths) {
+		if p.Path == "/etc" || p.Access == Write || p.Access == Connect {
+			t.Errorf("%+v is left to a guest without a jail", p)
+		}
+	}
+	if len(Unjailed(Guest.Paths)) != len(Guest.Paths) || Guest.Paths[3].Path != "/etc" {
+		t.Errorf("%+v", Guest.Paths)
+	}
+}

@@ -60,6 +60,8 @@ func do(verb, value string) error {
 			{Path: "/proc", Access: confine.Read},
 			{Path: "/nowhere/at/all", Access: confine.Exec, Optional: true},
 		})
+	case "outward":
+		return confine.LandlockOutward([]confine.Path{{Path: value, Access: confine.File}})
 	case "seccomp":
 		return confine.Seccomp(role(value))
 	case "status":
@@ -72,6 +74,10 @@ func do(verb, value string) error {
 		return nil
 	case "write":
 		fmt.Printf("write %s: %v\n", value, os.WriteFile(value, nil, 0o600))
+		return nil
+	case "load":
+		_, err := os.ReadFile(value)
+		fmt.Printf("load %s: %v\n", value, err)
 		return nil
 	case "busy":
 		busy()
@@ -125,6 +131,14 @@ func try(name string) error {
 		errno, _ = err.(syscall.Errno)
 	case "unix":
 		_, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		errno, _ = err.(syscall.Errno)
+	case "bind", "connect": // a TCP port that nobody has
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err == nil && name == "bind" {
+			err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+		} else if err == nil {
+			err = unix.Connect(fd, &unix.SockaddrInet4{Port: 1, Addr: [4]byte{127, 0, 0, 1}})
+		}
 		errno, _ = err.(syscall.Errno)
 	case "code":
 		_, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)
