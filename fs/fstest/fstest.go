@@ -14,14 +14,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// Run runs every function of the package on the tree mounted on dir.
-func Run(t *testing.T, dir string) {
+// An Exception is a function of the package that a client cannot be held
+// against, and what it cannot say or do.
+type Exception struct{ Function, Reason string }
+
+// Run runs every function of the package on the tree mounted on dir, but for
+// exceptions, which it tells of.
+func Run(t *testing.T, dir string, exceptions ...Exception) {
 	for _, f := range []struct {
 		name string
 		test func(t *testing.T, dir string)
@@ -53,8 +59,29 @@ func Run(t *testing.T, dir string) {
 		{"Limits", Limits},
 		{"Instances", Instances},
 	} {
-		t.Run(f.name, func(t *testing.T) { f.test(t, dir) })
+		t.Run(f.name, func(t *testing.T) {
+			for _, e := range exceptions {
+				if e.Function == f.name {
+					t.Skip(e.Reason)
+				}
+			}
+			f.test(t, dir)
+		})
 	}
+}
+
+// As runs f in a thread with the rights of a user, and ends that.
+func As(w Who, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: it ends with the goroutine
+		err := become(w)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // machine makes a machine that goes with the test, and returns its directory.
