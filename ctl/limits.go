@@ -74,13 +74,15 @@ func (m *Manager) allows(uid uint32, more amounts) error {
 	if unbounded(uid) {
 		return nil
 	}
-	have := m.usage(uid)
+	have, most, from := m.usage(uid), defaultLimits, DefaultUser
+	if u := m.limitsOf(uid); u != nil {
+		most, from = u.limits(), u.Name()
+	}
 	for i := range more {
-		text, from := m.limit(uid, i)
-		if sum := have[i] + more[i]; more[i] > 0 && sum > limitNumber(text) {
+		if sum := have[i] + more[i]; more[i] > 0 && sum > limitNumber(most[i]) {
 			attr := UserAttrs[i].Name
 			return Errorf(syscall.EDQUOT, "%s: %s would have %s: at most %s, says user/%s/%s",
-				attr, UserName(uid), limitText(i, sum), text, from, attr)
+				attr, UserName(uid), limitText(i, sum), most[i], from, attr)
 		}
 	}
 	return nil
@@ -109,15 +111,6 @@ func (m *Manager) admitVM(by Cred, name string) error {
 		return Errorf(Errno(err), "mkdir %s: %v", name, err)
 	}
 	return nil
-}
-
-// limit is what a user may have, and which directory of user/ says so.
-func (m *Manager) limit(uid uint32, i int) (text, from string) {
-	u := m.limitsOf(uid)
-	if u == nil {
-		return defaultLimits[i], DefaultUser
-	}
-	return u.Get(UserAttrs[i].Name), u.Name()
 }
 
 const unlimited = "max"

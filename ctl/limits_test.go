@@ -392,3 +392,21 @@ func TestLimitUnderConcurrentMkdirs(t *testing.T) {
 	}
 	usage(t, m, alice, "10 0 0M 0")
 }
+
+// What a start of an ordinary user costs on top, among many machines.
+func BenchmarkLimit(b *testing.B) {
+	m, err := ctl.Open(ctx, ctl.Options{State: b.TempDir(), Host: ctltest.NewHost()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	for n := range 1000 {
+		if _, err := m.Create(root, fmt.Sprint("vm", n), 0o755, 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+	u := m.User(ctl.DefaultUser)
+	for b.Loop() {
+		u.Usage(alice)
+	}
+}

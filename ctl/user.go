@@ -179,16 +179,26 @@ func (u *User) Usage(by Cred) string {
 	if !ok {
 		return ""
 	}
-	used := u.m.usage(uid)
+	used, most := u.m.usage(uid), u.limits()
+	if own := u.m.ownLimits(uid); own != nil {
+		most = own.limits()
+	}
 	var b strings.Builder
 	for i, a := range UserAttrs {
-		limit := unlimited
-		if !unbounded(uid) {
-			limit, _ = u.m.limit(uid, i)
+		if unbounded(uid) {
+			most[i] = unlimited
 		}
-		fmt.Fprintf(&b, "%s %s %s\n", a.Name, limitText(i, used[i]), limit)
+		fmt.Fprintf(&b, "%s %s %s\n", a.Name, limitText(i, used[i]), most[i])
 	}
 	return b.String()
+}
+
+// limits are all of them, in the order of UserAttrs.
+func (u *User) limits() (list [limitCount]string) {
+	for i, a := range UserAttrs {
+		list[i] = u.Get(a.Name)
+	}
+	return list
 }
 
 func (u *User) settle(*definition, Cred, time.Time) error { return nil }
