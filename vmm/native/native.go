@@ -71,6 +71,14 @@ func Check(s *engine.Spec) error {
 			return cannot("disk/%d: the native engine takes raw images", d.N)
 		}
 	}
+	for _, n := range s.NICs {
+		if n.Tap == nil {
+			return cannot("nic/%d: the native engine has no network of its own", n.N)
+		}
+		if len(n.MAC) != 6 {
+			return bad("nic/%d: %q is no address of a network card", n.N, n.MAC)
+		}
+	}
 	return nil
 }
 

@@ -303,6 +303,8 @@ func TestStartRefuses(t *testing.T) {
 		"memory":  func(s *engine.Spec) { s.MemoryMiB = 0 },
 		"kernel:": func(s *engine.Spec) { s.Kernel = nil },
 		"disks":   func(s *engine.Spec) { s.Disks = make([]engine.Disk, MaxDevices+1) },
+		"qcow2":   func(s *engine.Spec) { s.Disks = []engine.Disk{{Images: []engine.Image{{Format: "qcow2"}}}} },
+		"nic/3":   func(s *engine.Spec) { s.NICs = []engine.NIC{{N: 3, MAC: make([]byte, 6)}} },
 		"ELF":     func(s *engine.Spec) { s.Kernel = nativetest.File(t, []byte("\x7fELF but no more")) },
 		"cmdline": func(s *engine.Spec) { s.Cmdline = strings.Repeat("x", 1<<17) },
 		"initrd":  func(s *engine.Spec) { s.Initrd = nativetest.File(t, make([]byte, 4<<20)) },
