@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,7 @@ func (r role) dropNative(m *machine) error {
 		}
 		host.KVM.Close() // it has its own
 		host.Rollup.Close()
-		text.shed()
+		time.AfterFunc(shedTime, text.shed)
 		return vm, nil
 	}
 	if err := confine.NoNewPrivs(); err != nil {
@@ -51,6 +52,9 @@ func (r role) dropNative(m *machine) error {
 	}
 	return confine.Seccomp(confine.Native)
 }
+
+// shedTime is when a start is over, and what it needed can go.
+const shedTime = 2 * time.Second
 
 // deviceThreads is how many goroutines run beside the CPUs.
 const deviceThreads = 2
