@@ -63,6 +63,7 @@ func main() {
 var peers = map[string]func(string){
 	"peer":    servePeer,
 	"minimal": serveMinimal,
+	"attack":  attack,
 }
 
 // measure is false if something could not be measured at all.
@@ -81,6 +82,7 @@ func measure(only *regexp.Regexp, b *bench) (whole bool) {
 		(*bench).ninepClients,
 		(*bench).ninepBlocked,
 		(*bench).ninepBlockedMemory,
+		(*bench).ninepAttacked,
 		(*bench).start,
 		(*bench).startWithNIC,
 		(*bench).attachNIC,
