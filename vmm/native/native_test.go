@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -207,6 +208,7 @@ func TestCrashes(t *testing.T) {
 func TestPause(t *testing.T) {
 	count := nativetest.New().Label("x").Inc(0x2000).Jmp("x")
 	g := start(t, count, nil)
+	var times []time.Duration
 	for range 20 {
 		before := g.word(0x2000)
 		g.until("it counts", func() bool { return g.word(0x2000) != before })
@@ -214,10 +216,7 @@ func TestPause(t *testing.T) {
 		if err := g.Pause(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		took := time.Since(began)
-		if took > 50*time.Millisecond {
-			t.Errorf("a pause took %v", took)
-		}
+		times = append(times, time.Since(began))
 		still := g.word(0x2000)
 		time.Sleep(2 * time.Millisecond)
 		if got := g.word(0x2000); got != still {
@@ -227,6 +226,11 @@ func TestPause(t *testing.T) {
 			t.Errorf("Running = %v, %v", runs, err)
 		}
 		g.Continue(context.Background())
+	}
+	slices.Sort(times)
+	t.Logf("pauses take from %v to %v, half of them less than %v", times[0], times[19], times[10])
+	if times[10] > time.Millisecond { // the others waited for a CPU of the host
+		t.Error("a pause takes more than a millisecond")
 	}
 	w := start(t, nativetest.New().Print("w").Bytes(0xfa).Hlt(), nil) // cli: for ever
 	w.until("w", func() bool { return w.printed() == "w" })
