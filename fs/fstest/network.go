@@ -54,7 +54,7 @@ func Switches(t *testing.T, dir string) {
 
 	other := sw + "-b"
 	fails(t, "mkdir twice", syscall.Mkdir(sw, 0o755), syscall.EEXIST)
-	fails(t, "move among machines", syscall.Rename(sw, dir+"/vm/fstest-x"), syscall.EPERM, syscall.EACCES)
+	fails(t, "move among machines", syscall.Rename(sw, dir+"/vm/fstest-x"), syscall.EPERM, syscall.EACCES, syscall.EXDEV)
 	if err := syscall.Rename(sw, other); err != nil {
 		t.Fatal(err)
 	}
