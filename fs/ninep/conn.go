@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +34,7 @@ type conn struct {
 	answer   []byte // where it makes its own answers to reads
 	parser   parser
 	request  request // the present one; one with a goroutine is a copy
+	turn     bool    // it has one of the server's
 
 	out     sync.Mutex      // held while an answer is written, and taken before mu
 	raw     syscall.RawConn // nil if there is none
@@ -78,9 +78,11 @@ type outstanding struct {
 // its own while it is worked on.
 const inBuffer = 8 << 10
 
-// burst is how many messages a connection has worked on before others have
-// their turn, if the next is there already; whoever waits for answers gives it
-// to them anyway. The runtime alone would let it go on for 10 ms.
+// burst is how many messages of those that have come a connection has worked on
+// before it waits for a turn to go on, and how many in a turn. There are fewer
+// turns than processors: while all of these are busy the runtime looks every
+// 10 ms only whether somebody else has said something. Who waits for answers
+// needs no turn, and nobody has one while he waits for his client.
 const burst = 16
 
 func newConn(s *Server, nc net.Conn, p Peer, u *account) *conn {
@@ -104,9 +106,17 @@ func (c *conn) newSession(most uint32, dotu bool) *session {
 // returns when nothing is worked on any more.
 func (c *conn) serve() {
 	c.attachBy()
-	for n := 1; ; n++ {
-		if n%burst == 0 && (c.in.Buffered() > 0 || n%(burst*burst) == 0) {
-			runtime.Gosched()
+	defer c.endTurn()
+	for n := 0; ; n++ {
+		if c.in.Buffered() < headerSize {
+			c.endTurn()
+			n = 0
+		}
+		if n == burst {
+			c.endTurn()
+			c.server.turns <- struct{}{}
+			c.turn = true
+			n = 0
 		}
 		frame, err := c.frame()
 		if err != nil {
@@ -119,6 +129,13 @@ func (c *conn) serve() {
 	c.nc.Close()
 	c.session.end()
 	c.wait.Wait()
+}
+
+func (c *conn) endTurn() {
+	if c.turn {
+		c.turn = false
+		<-c.server.turns
+	}
 }
 
 var noDeadline time.Time
@@ -146,9 +163,12 @@ func (c *conn) frame() ([]byte, error) {
 	if size < headerSize || size > most {
 		return nil, errFrame
 	}
-	if c.in.Buffered() < int(size) && c.attached {
-		c.nc.SetReadDeadline(time.Now().Add(c.server.limits.Frame))
-		defer c.nc.SetReadDeadline(noDeadline)
+	if c.in.Buffered() < int(size) {
+		c.endTurn()
+		if c.attached {
+			c.nc.SetReadDeadline(time.Now().Add(c.server.limits.Frame))
+			defer c.nc.SetReadDeadline(noDeadline)
+		}
 	}
 	if size > inBuffer {
 		frame := make([]byte, size)
@@ -419,24 +439,48 @@ func (c *conn) giveUp(r *request) {
 	}
 }
 
-// send writes an answer.
+// send writes an answer of the reading goroutine.
 func (c *conn) send(answer []byte) error {
-	c.out.Lock()
+	if !c.out.TryLock() {
+		c.endTurn()
+		c.out.Lock()
+	}
 	defer c.out.Unlock()
-	return c.write(answer)
-}
-
-// write writes answers; c.out is held. Who does not take them in time is hung
-// up on. The time begins when they cannot be sent at once: to look at the
-// clock costs as much as to find out what to answer.
-func (c *conn) write(answers []byte) error {
-	c.pending = answers
-	defer func() { c.pending = nil }()
-	if c.raw != nil && c.raw.Write(c.push) == nil && len(c.pending) == 0 {
+	rest := c.writeNow(answer)
+	if len(rest) == 0 {
 		return nil
 	}
+	c.endTurn()
+	return c.writeLate(rest)
+}
+
+// write writes answers; c.out is held.
+func (c *conn) write(answers []byte) {
+	if rest := c.writeNow(answers); len(rest) > 0 {
+		c.writeLate(rest)
+	}
+}
+
+// writeNow writes what can be sent at once, and gives the rest.
+func (c *conn) writeNow(answers []byte) (rest []byte) {
+	if c.raw == nil {
+		return answers
+	}
+	c.pending = answers
+	err := c.raw.Write(c.push)
+	rest, c.pending = c.pending, nil
+	if err != nil {
+		return answers
+	}
+	return rest
+}
+
+// writeLate writes the rest. Who does not take it in time is hung up on. The
+// time begins here: to look at the clock for each answer costs as much as to
+// find out what to answer.
+func (c *conn) writeLate(answers []byte) error {
 	c.nc.SetWriteDeadline(time.Now().Add(c.server.limits.Write))
-	_, err := c.nc.Write(c.pending)
+	_, err := c.nc.Write(answers)
 	if err != nil {
 		c.nc.Close() // the reading goroutine hears of it
 		return err
@@ -451,11 +495,12 @@ func (c *conn) sendNow(fd uintptr) bool {
 	if err == nil {
 		c.pending = c.pending[n:]
 	}
-	return true // whatever it was, Write meets it again
+	return true // whatever it was, writeLate meets it again
 }
 
 // version begins a session. What is not answered of the one before never is.
 func (c *conn) version(t *proto.TRVersion) error {
+	c.endTurn()
 	c.session.end()
 	name, most := t.Version, min(t.Msize, MaxMessage)
 	base, suffix, _ := strings.Cut(name, ".")

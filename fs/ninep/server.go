@@ -22,6 +22,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -92,6 +93,7 @@ type Server struct {
 	logf   func(format string, args ...any)
 	names  names
 	panics atomic.Int32
+	turns  chan struct{} // full of connections that have much to do
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -105,6 +107,7 @@ type Server struct {
 // New makes a Server of a tree.
 func New(root fs.Dir, o Options) *Server {
 	s := &Server{root: root, limits: o.Limits.orDefault(), logf: o.Log, conns: map[net.Conn]bool{}, users: map[uint32]*account{}}
+	s.turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))
 	if s.logf == nil {
 		s.logf = log.New(os.Stderr, "", 0).Printf
 	}
