@@ -2,6 +2,7 @@ package ninep
 
 import (
 	"encoding/binary"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -186,6 +187,33 @@ func TestHostile(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.conns) != 1 || len(s.users) != 1 {
 		t.Errorf("%d connections of %d users are left", len(s.conns), len(s.users))
+	}
+}
+
+// Nobody keeps a turn while he does not read, nor with half a message.
+func TestTurns(t *testing.T) {
+	d, _ := fakes()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // so there is one turn
+	addr, _ := serve(t, d, Options{}, is(root))
+	stat := (&proto.TStat{Header: header(proto.Tstat, 1), Fid: 0}).Compose()
+	stuck := attached(t, addr, "9P2000")
+	stuck.c.SetWriteDeadline(time.Now().Add(time.Second))
+	for {
+		if _, err := stuck.c.Write(slices.Repeat(stat, 100)); err != nil {
+			break
+		}
+	}
+	half := attached(t, addr, "9P2000")
+	go io.Copy(io.Discard, half.c)
+	half.sendBytes(append(slices.Repeat(stat, 10*burst), stat[:9]...))
+	good := attached(t, addr, "9P2000")
+	for range 3 {
+		good.sendBytes(slices.Repeat(stat, 10*burst))
+		for range 10 * burst {
+			if p := good.receive(); p[4] != proto.Rstat {
+				t.Fatalf("answer of type %d", p[4])
+			}
+		}
 	}
 }
 
