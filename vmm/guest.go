@@ -6,16 +6,18 @@
 // engine it builds a jail with QEMU in it and no way out; becomes a user that
 // nobody else is; executes QEMU; and then executes nothing any more. Where the
 // engine is native it gives up every path, becomes that user, and takes the
-// last of its rights before it has heard of a machine. From what core sends it takes
-// open files, never a name. It locks the disks itself, so that they are free
+// last of its rights before it has heard of a machine. In the daemon of an
+// ordinary user it is that user from the beginning, and builds its jail in a
+// user namespace, or has Landlock alone. From what core sends it takes open
+// files, never a name. It locks the disks itself, so that they are free
 // when it is gone; it is the only witness of how its machine ended, and keeps
 // that record, the console and the deadline of a stop whether core is there
 // or not.
 //
 // It trusts whoever is core's uid, or root, to have the machine's best in
 // mind, and checks every message all the same: none of them ends it. It does
-// not trust QEMU. It cannot see the network, other processes, or any file
-// that can be written.
+// not trust QEMU. It cannot see the network, unless QEMU's own is a NIC's, nor
+// other processes, nor any file that can be written.
 package vmm
 
 import (
