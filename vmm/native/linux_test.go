@@ -26,6 +26,9 @@ func linux(t *testing.T, change func(*engine.Spec)) *guest {
 	if kernel == "" {
 		t.Skip("SKIPPED: VMFS_TEST_KERNEL names no kernel; in scripts/testbed it does")
 	}
+	if _, err := os.Stat("/sys/module/kvm_pvm"); err == nil {
+		t.Skip("SKIPPED: kvm_pvm is here, which emulates what an ordinary userland executes; scripts/testbed has an ordinary KVM")
+	}
 	g := start(t, nativetest.New(), func(s *engine.Spec) {
 		s.MemoryMiB = 192
 		s.Cmdline = "console=ttyS0 quiet panic=-1"
