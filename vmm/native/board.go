@@ -239,10 +239,14 @@ func (b *board) load(s *hardware) (state boot.State, err error) {
 	if err != nil {
 		return state, err
 	}
-	if len(tables) > boot.ACPIEnd-boot.ACPIStart {
+	if len(tables) > resetVector-boot.ACPIStart {
 		return state, fmt.Errorf("acpi: %d bytes of tables", len(tables))
 	}
-	if _, err := b.ram.WriteAt(tables, boot.ACPIStart); err != nil {
+	_, err = b.ram.WriteAt(tables, boot.ACPIStart)
+	if err == nil {
+		_, err = b.ram.WriteAt(resetCode, resetVector)
+	}
+	if err != nil {
 		return state, bad("memory: %d MiB are too few to boot anything", s.MemoryMiB)
 	}
 	spec := boot.Spec{Cmdline: s.Cmdline, RSDP: boot.ACPIStart}

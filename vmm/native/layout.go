@@ -35,3 +35,16 @@ const virtioBase = ram.HoleStart
 func virtioWindow(n int) acpi.Window {
 	return acpi.Window{Addr: uint32(virtioBase + n*virtio.Size), Size: virtio.Size, GSI: acpi.Line(virtioGSIs[n])}
 }
+
+// resetVector is where a PC's firmware begins, and resetCode what is there in
+// the place of one. Linux jumps there when it resets a machine of reduced
+// hardware without EFI (arch/x86/kernel/reboot.c: BOOT_EFI, then BOOT_BIOS),
+// before it tries anything else. It is 16-bit code:
+//
+//	mov dx, 0xcf9
+//	mov al, 6
+//	out dx, al
+//	hlt
+const resetVector = 0xffff0
+
+var resetCode = []byte{0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4}

@@ -299,6 +299,21 @@ func TestSecondCPU(t *testing.T) {
 	}
 }
 
+// TestResetVector starts the other CPU in the last page below 1 MiB. It is full
+// of zeros, which as instructions do no harm, up to the reset vector.
+func TestResetVector(t *testing.T) {
+	a := nativetest.New().Print("a")
+	a.Store(nativetest.LAPIC+0xf0, 0x1ff)
+	a.Store(nativetest.LAPIC+0x310, 1<<24).Store(nativetest.LAPIC+0x300, 0x4500) // INIT
+	a.Store(nativetest.LAPIC+0x310, 1<<24).Store(nativetest.LAPIC+0x300, 0x46ff) // SIPI, 0xff000
+	a.Label("x").Jmp("x")
+	g := start(t, a, func(s *engine.Spec) { s.CPUs = 2 })
+	g.until("two resets", func() bool { return g.resetCount() >= 2 })
+	if got := g.printed(); !strings.HasPrefix(got, "aa") {
+		t.Errorf("printed %q", got)
+	}
+}
+
 func TestStartRefuses(t *testing.T) {
 	f, _ := kvmFile(t)
 	a := nativetest.New().Hlt()
