@@ -112,7 +112,8 @@ cached_kernel() {
 # they can be loaded.
 guest_modules="acpi/button input/evdev virtio/virtio_ring virtio/virtio
 	virtio/virtio_pci_legacy_dev virtio/virtio_pci_modern_dev virtio/virtio_pci
-	net/core/failover net/net_failover net/virtio_net"
+	net/core/failover net/net_failover net/virtio_net
+	virtio/virtio_mmio block/virtio_blk"
 
 have_kernel() {
 	[ -s "$kernel" ] || return 1
