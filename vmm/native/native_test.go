@@ -229,7 +229,9 @@ func TestPause(t *testing.T) {
 	}
 	slices.Sort(times)
 	t.Logf("pauses take from %v to %v, half of them less than %v", times[0], times[19], times[10])
-	if times[10] > time.Millisecond { // the others waited for a CPU of the host
+	// The others waited for a CPU of the host. In scripts/testbed those are
+	// emulated.
+	if times[10] > time.Millisecond && os.Getenv("VMFS_TEST_BOX") == "" {
 		t.Error("a pause takes more than a millisecond")
 	}
 	w := start(t, nativetest.New().Print("w").Bytes(0xfa).Hlt(), nil) // cli: for ever
