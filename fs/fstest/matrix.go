@@ -183,6 +183,9 @@ func (x *matrix) prepare() {
 		}
 		x.put(f)
 	}
+	// A change of owner may meet the name of what was removed before; an
+	// open returns when the kernel was told.
+	read(x.t, filepath.Join(x.dir, "version"))
 	for _, f := range x.files {
 		if x.changed && f.in != nil {
 			x.put(f)
