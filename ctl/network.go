@@ -166,7 +166,7 @@ type LocalAddrs struct {
 func Local(prefix, prefix6 netip.Prefix, id uint32, nic int) (LocalAddrs, error) {
 	at := uint64(id)<<8 + uint64(nic+1)*2
 	if at+1 >= 1<<(32-prefix.Bits()) {
-		return LocalAddrs{}, Errorf(syscall.ENOSPC, "nic/%d/local: %v has no address for machine %d", nic, prefix, id)
+		return LocalAddrs{}, Errorf(syscall.ENOSPC, "%v has no address for machine %d", prefix, id)
 	}
 	base := prefix.Masked().Addr().As4()
 	host := uint64(binary.BigEndian.Uint32(base[:])) + at

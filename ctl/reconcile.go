@@ -145,6 +145,10 @@ func (vm *VM) takeUpNIC(ctx context.Context, c *nic, s LinkState) error {
 // reason a port with other flags is made one anew; and one that is down, which
 // loses nothing, since it may have been on the way to being made.
 func (vm *VM) takeUpPort(ctx context.Context, c *nic, s LinkState, d *definition) error {
+	if !d.parts[Part{"nic", c.n}] {
+		vm.keepPort(c, s)
+		return nil
+	}
 	name := d.get(nicAttr(c.n, "switch"))
 	sw, ok := vm.m.switches.named(name)
 	if !ok || s.Master == "" || s.Master != sw.bridge() {
@@ -164,6 +168,20 @@ func (vm *VM) takeUpPort(ctx context.Context, c *nic, s LinkState, d *definition
 	c.sw = sw
 	vm.mu.Unlock()
 	return nil
+}
+
+// keepPort leaves a NIC that the definition has no more where the launch has
+// it, and as it is there.
+func (vm *VM) keepPort(c *nic, s LinkState) {
+	for _, sw := range vm.m.switches.all() {
+		if s.Master == "" || sw.bridge() != s.Master {
+			continue
+		}
+		sw.book(port{vm: vm, n: c.n, link: c.link, ifname: c.ifname, mac: c.mac, locked: s.Locked, up: s.Up, groups: c.groups})
+		vm.mu.Lock()
+		c.sw = sw
+		vm.mu.Unlock()
+	}
 }
 
 // takeUpLocal finds the address of a local NIC, which may be of another

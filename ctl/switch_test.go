@@ -724,6 +724,36 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
+// A NIC that was removed from the definition of a machine that runs is there
+// until the launch ends, for the next daemon too.
+func TestReconcileRemoved(t *testing.T) {
+	m, vm, sw, host := plugged(t, "address 10.0.0.1/24\ndhcp yes\n")
+	ok(t, vm.Set(root, "nic/0/locked", "yes"))
+	ok(t, vm.Do(ctx, root, "start", ""))
+	ports, leases := sw.PortsText(), sw.LeasesText()
+	ok(t, vm.RemovePart(root, ctl.Part{Dir: "nic"}))
+	m.Close()
+	host.Abandon()
+	host.Ops()
+	m = open(t, m.State, host)
+	vm, sw = m.VM("web"), m.Switch("lan")
+	becomes(t, vm, "running")
+	if sw.PortsText() != ports || sw.LeasesText() != leases || ports == "" || leases == "" {
+		t.Errorf("ports %q, want %q; leases %q, want %q", sw.PortsText(), ports, sw.LeasesText(), leases)
+	}
+	if ops := host.Ops(); strings.Contains(ops, nic0.String()) {
+		t.Errorf("nothing was missing, and it did\n%s", ops)
+	}
+	ok(t, sw.Set(root, "isolated", "yes"))
+	if k, _ := host.Link(nic0); !k.Port.Locked || !k.Port.Isolated {
+		t.Errorf("made a port anew, it is %+v", k.Port)
+	}
+	ok(t, vm.Do(ctx, root, "kill", ""))
+	if sw.PortsText() != "" || sw.LeasesText() != "" {
+		t.Errorf("left over: ports %q, leases %q", sw.PortsText(), sw.LeasesText())
+	}
+}
+
 // A guest that died while no daemon was there leaves no tap.
 func TestLostWhileAwayReleases(t *testing.T) {
 	m, vm, _, host := plugged(t, "")
