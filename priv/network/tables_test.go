@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -294,6 +295,32 @@ func TestRdomain(t *testing.T) {
 	}
 	ok(t, n.Rdomain(nic0, 0))
 	ok(t, n.Release(nic0))
+	ok(t, n.Release(one))
+	same(t, before, dir)
+}
+
+// TestFoundVRF: what is in a VRF of root's reaches what is there, so that one
+// counts only where it is listed, and stays.
+func TestFoundVRF(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	if out, err := exec.Command("ip", "link", "add", "red", "type", "vrf", "table", "30").CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: no VRF: %s", out)
+	}
+	dir := t.TempDir()
+	before := snapshot(t)
+	n := open(t, dir)
+	_, err := n.Bridge(one, "")
+	ok(t, err)
+	refused(t, n.Rdomain(one, 30), syscall.EPERM, "red was not made by vmfs", "-interface")
+	n = open(t, dir, "red")
+	ok(t, n.Rdomain(one, 30))
+	if out := run(t, "ip link show master red"); !strings.Contains(out, "switch1") {
+		t.Errorf("in red:\n%s", out)
+	}
+	n = open(t, dir)
+	ok(t, n.Rdomain(one, 30)) // it is there already
 	ok(t, n.Release(one))
 	same(t, before, dir)
 }

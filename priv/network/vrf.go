@@ -45,6 +45,8 @@ func (n *Network) enterVRF(l ctl.Link, r *record, i *iface, table uint32) error 
 		return err
 	case i.MasterIndex == v.Index && r.table == table:
 		return nil
+	case !n.madeVRF(table, v) && !n.listed(v.Name):
+		return notListed(v.Name)
 	case i.MasterIndex != 0:
 		return undo(n.otherMaster(i, v), func() error { return n.dropVRF(table) })
 	}
@@ -88,6 +90,12 @@ func (n *Network) leaveVRF(r *record, i *iface) error {
 	}
 	i.MasterIndex = 0
 	return n.restoreAddrs(r, i)
+}
+
+// madeVRF reports whether the VRF of a table was made here.
+func (n *Network) madeVRF(table uint32, v *iface) bool {
+	r := n.vrfs[table]
+	return r != nil && r.index == v.Index
 }
 
 // vrf finds the VRF of a table, or makes it.
