@@ -260,12 +260,21 @@ func (sw *Switch) portsBack(ctx context.Context, d *definition, bridge string) e
 		if err == nil && s.Master == bridge {
 			continue
 		}
-		if err := sw.join(ctx, d, p); err != nil {
-			return Errorf(Errno(err), "%s: %v", p.name(), err)
+		if err := sw.rejoin(ctx, d, p); err != nil {
+			return err
 		}
-		if err := sw.m.Host.SetUp(ctx, p.link, p.up); err != nil {
-			return Errorf(Errno(err), "%s: %v", p.name(), err)
-		}
+	}
+	return nil
+}
+
+// rejoin makes a NIC that is attached a port anew, up if it is to be.
+func (sw *Switch) rejoin(ctx context.Context, d *definition, p port) error {
+	err := sw.join(ctx, d, p)
+	if err == nil {
+		err = sw.m.Host.SetUp(ctx, p.link, p.up)
+	}
+	if err != nil {
+		return Errorf(Errno(err), "%s: %v", p.name(), err)
 	}
 	return nil
 }
@@ -456,34 +465,31 @@ func (sw *Switch) apply(was, now *definition) (undo func(), err error) {
 // realize does what differs between two definitions.
 func (sw *Switch) realize(ctx context.Context, was, now *definition) error {
 	for _, step := range []struct {
+		name  string // as in raise
 		attrs string // of which one differs
 		do    func(ctx context.Context, d *definition) error
 	}{
-		{"isolated locked", sw.rejoin},
-		{"group", sw.regroup},
-		{"uplink", sw.uplinked},
-		{"address", sw.addressed},
-		{"address nat", sw.masquerade},
-		{"address nat dhcp", sw.serve},
+		{"ports", "isolated locked", sw.rejoinAll},
+		{"group", "group", sw.regroup},
+		{"uplink", "uplink", sw.uplinked},
+		{"address", "address", sw.addressed},
+		{"nat", "address nat", sw.masquerade},
+		{"dhcp", "address nat dhcp", sw.serve},
 	} {
-		names := strings.Fields(step.attrs)
-		if !slices.ContainsFunc(names, func(a string) bool { return was.get(a) != now.get(a) }) {
+		if !slices.ContainsFunc(strings.Fields(step.attrs), func(a string) bool { return was.get(a) != now.get(a) }) {
 			continue
 		}
 		if err := step.do(ctx, now); err != nil {
-			return Errorf(Errno(err), "%s: %v", names[0], err)
+			return Errorf(Errno(err), "%s: %v", step.name, err)
 		}
 	}
 	return nil
 }
 
-// rejoin makes each port anew: flags are set before anything passes.
-func (sw *Switch) rejoin(ctx context.Context, d *definition) error {
+// rejoinAll makes each port anew: flags are set before anything passes.
+func (sw *Switch) rejoinAll(ctx context.Context, d *definition) error {
 	for _, p := range sw.attached() {
-		if err := sw.join(ctx, d, p); err != nil {
-			return err
-		}
-		if err := sw.m.Host.SetUp(ctx, p.link, p.up); err != nil {
+		if err := sw.rejoin(ctx, d, p); err != nil {
 			return err
 		}
 	}
@@ -494,7 +500,7 @@ func (sw *Switch) rejoin(ctx context.Context, d *definition) error {
 func (sw *Switch) regroup(ctx context.Context, d *definition) error {
 	for _, p := range sw.attached() {
 		if err := sw.m.Host.Groups(ctx, p.link, p.allGroups(d)); err != nil {
-			return err
+			return Errorf(Errno(err), "%s: %v", p.name(), err)
 		}
 	}
 	return nil

@@ -465,7 +465,7 @@ func TestSwitchFollows(t *testing.T) {
 	}
 	config := sw.Config()
 	before, _ := host.Link(lan)
-	for _, op := range []string{"nat", "address", "uplink"} {
+	for op, step := range map[string]string{"attach": "ports: web/0", "uplink": "uplink", "address": "address", "nat": "nat", "serve": "dhcp"} {
 		failed := false
 		host.RefuseNet(func(o string, l ctl.Link) error {
 			if o != op || failed {
@@ -474,7 +474,7 @@ func TestSwitchFollows(t *testing.T) {
 			failed = true
 			return ctl.Errorf(syscall.EEXIST, "this is a test")
 		})
-		refused(t, sw.Edit(root, "address 10.3.0.1/16\nnat yes\nuplink eth2\nisolated no\n"), syscall.EEXIST, "this is a test")
+		refused(t, sw.Edit(root, "address 10.3.0.1/16\nnat yes\nuplink eth2\nisolated no\n"), syscall.EEXIST, step+": this is a test")
 		host.RefuseNet(nil)
 		after, _ := host.Link(lan)
 		if sw.Config() != config || !slices.Equal(after.Addrs, before.Addrs) || after.Uplink != "eth1" || len(after.NAT) != 0 {
