@@ -113,7 +113,7 @@ cached_kernel() {
 guest_modules="acpi/button input/evdev virtio/virtio_ring virtio/virtio
 	virtio/virtio_pci_legacy_dev virtio/virtio_pci_modern_dev virtio/virtio_pci
 	net/core/failover net/net_failover net/virtio_net
-	virtio/virtio_mmio block/virtio_blk"
+	virtio/virtio_mmio block/virtio_blk cdrom/cdrom isofs/isofs"
 
 have_kernel() {
 	[ -s "$kernel" ] || return 1

@@ -36,7 +36,10 @@ const settle = `ip link set lo up && echo 0 >/proc/sys/net/ipv6/conf/default/acc
 // one. It sees the mounts of all others, which with ip netns exec it would
 // not.
 func (s *stage) inNetns(args ...string) []string {
-	if s.netns == nil {
+	switch {
+	case s.host != nil:
+		return s.host.run(args...)
+	case s.netns == nil:
 		return args
 	}
 	return append([]string{"nsenter", "--net=/run/netns/" + s.netns[0], "--"}, args...)

@@ -112,6 +112,10 @@ func run(t *testing.T, p testscript.Params, flags ...string) {
 		"bootable": bootable,
 		"scribe":   scribe,
 		"watcher":  watcher,
+		"hosts":    hosts,
+		"on":       on,
+		"page":     page,
+		"install":  install,
 	}
 	testscript.Run(t, p)
 }
@@ -204,6 +208,8 @@ type stage struct {
 	before string        // what "leaks before" saw
 	netns  []string      // network namespaces; the daemon and the lines are in the first
 	user   *ordinaryUser // whose daemon and lines they are; nil is root
+	hosts  map[string]*host
+	host   *host // of these, where the lines are
 }
 
 // tags tell the processes of one stage from those of another. Nothing that

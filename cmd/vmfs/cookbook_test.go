@@ -1,0 +1,351 @@
+package main_test
+
+// docs/cookbook.md is run as it stands. Each of its sections is a task, and
+// has a session of the same name in testdata/cookbook, which makes the hosts
+// and what the page takes for granted, runs the lines of the page by the verb
+// page, and looks at what came of them. The hosts are namespaces with a file
+// tree of their own, so that the lines need not be changed: /vmfs is /vmfs.
+//
+// A block of the page is a script for bash. A paragraph before it, such as
+// "As alice:", "On the laptop:" or "On the laptop, as alice:", says who types
+// it; otherwise it is root, on the first host. In it, lines that begin with
+// "# " are what the lines above them print, "..." standing for anything; what
+// is not followed by such lines prints nothing and succeeds.
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+const cookbook = "../../docs/cookbook.md"
+
+// A block is some lines of the page, and what they are to print.
+type block struct {
+	line       int // of the page
+	user, host string
+	chunks     []chunk
+}
+
+// A chunk is lines of a block up to what they print.
+type chunk struct{ lines, want []string }
+
+var (
+	typist = regexp.MustCompile(`^(?:(As|On the|On) (\w+)(?:, as (\w+))?):$`)
+	noSlug = regexp.MustCompile(`[^a-z0-9 -]`)
+)
+
+// tasks are the sections of a cookbook by the names that links to them have.
+func tasks(text string) (names []string, blocks map[string][]*block, err error) {
+	blocks = make(map[string][]*block)
+	var name, before string
+	var open *block
+	for i, line := range strings.Split(text, "\n") {
+		title, heading := strings.CutPrefix(line, "## ")
+		switch {
+		case open != nil && line == "```":
+			open = nil
+		case open != nil:
+			open.add(line)
+		case heading:
+			name, before = strings.ReplaceAll(noSlug.ReplaceAllString(strings.ToLower(title), ""), " ", "-"), ""
+			names = append(names, name)
+		case line == "```sh" && name != "":
+			open = &block{line: i + 1, user: "root"}
+			open.typedBy(before)
+			blocks[name] = append(blocks[name], open)
+		case strings.HasPrefix(line, "```") || strings.HasPrefix(line, "    "):
+			return nil, nil, fmt.Errorf("line %d is code that no test runs: %s", i+1, line)
+		case line != "":
+			before = line
+		}
+	}
+	return names, blocks, nil
+}
+
+func (b *block) typedBy(paragraph string) {
+	switch m := typist.FindStringSubmatch(paragraph); {
+	case m == nil:
+	case m[1] == "As":
+		b.user = m[2]
+	default:
+		b.host = m[2]
+		if m[3] != "" {
+			b.user = m[3]
+		}
+	}
+}
+
+func (b *block) add(line string) {
+	want, printed := strings.CutPrefix(line, "# ")
+	last := len(b.chunks) - 1
+	if !printed {
+		if last < 0 || b.chunks[last].want != nil {
+			b.chunks, last = append(b.chunks, chunk{}), last+1
+		}
+		b.chunks[last].lines = append(b.chunks[last].lines, line)
+		return
+	}
+	if last < 0 {
+		b.chunks, last = append(b.chunks, chunk{}), 0
+	}
+	b.chunks[last].want = append(b.chunks[last].want, want)
+}
+
+// Marks in a block's output: the end of a chunk, and a command that failed.
+const (
+	endMark  = "\x02\n"
+	failMark = "\x01"
+)
+
+// script is the block for bash, which says where each chunk ends and what in
+// it failed.
+func (b *block) script() string {
+	var s strings.Builder
+	s.WriteString(`trap 'printf "\1%s\n" "$BASH_COMMAND"' ERR` + "\n")
+	for _, c := range b.chunks {
+		s.WriteString(strings.Join(c.lines, "\n") + "\n" + `printf '\2\n'` + "\n")
+	}
+	return s.String()
+}
+
+var (
+	failed   = regexp.MustCompile(`(?m)^` + failMark + `.*\n`)
+	position = regexp.MustCompile(`(?m)^bash: line \d+: `) // what an interactive shell does not print
+)
+
+// check holds what a block printed against the page.
+func (b *block) check(output string) error {
+	got := strings.Split(output, endMark)
+	if len(got) != len(b.chunks)+1 || got[len(b.chunks)] != "" {
+		return fmt.Errorf("%s:%d: got %d answers, want %d:\n%s", cookbook, b.line, len(got)-1, len(b.chunks), output)
+	}
+	for i, c := range b.chunks {
+		text := position.ReplaceAllString(failed.ReplaceAllString(got[i], ""), "bash: ")
+		if !pattern(c.want).MatchString(text) {
+			return fmt.Errorf("%s:%d: %s\ngot\n%s\nwant\n%s", cookbook, b.line,
+				strings.Join(c.lines, "\n"), got[i], strings.Join(c.want, "\n"))
+		}
+		if len(c.want) == 0 && failed.MatchString(got[i]) {
+			return fmt.Errorf("%s:%d: a command failed in silence: %s", cookbook, b.line, got[i])
+		}
+	}
+	return nil
+}
+
+// pattern matches what wanted lines stand for, and only that.
+func pattern(want []string) *regexp.Regexp {
+	p := "^"
+	for _, line := range want {
+		p += strings.ReplaceAll(regexp.QuoteMeta(line), `\.\.\.`, `.*`) + `\r?\n`
+	}
+	return regexp.MustCompile(p + "$")
+}
+
+func TestCookbook(t *testing.T) {
+	text, err := os.ReadFile(cookbook)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, blocks, err := tasks(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, name := range names {
+		if len(blocks[name]) == 0 {
+			t.Errorf("task %s has nothing to type", name)
+		}
+		files = append(files, "testdata/cookbook/"+name+".txt")
+	}
+	sessions, err := filepath.Glob("testdata/cookbook/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "tasks", files, sessions)
+	run(t, testscript.Params{Files: files})
+}
+
+func same(t *testing.T, what string, page, sessions []string) {
+	t.Helper()
+	slices.Sort(page)
+	if !slices.Equal(page, sessions) {
+		t.Errorf("%s: the page has %v, the sessions are %v", what, page, sessions)
+	}
+}
+
+// A machine of a session's own, as host.bash makes it.
+type host struct {
+	name   string
+	netns  string
+	holder *exec.Cmd
+	stdin  io.Closer
+	tag    string
+}
+
+// hosts NAME... makes hosts, each with a network namespace and a file tree of
+// its own; the daemon and the lines from here on are in the first.
+func hosts(ts *testscript.TestScript, neg bool, args []string) {
+	netns(ts, neg, args)
+	s := stageOf(ts)
+	made := map[string]*host{}
+	for i, name := range args {
+		h := &host{name: name, netns: s.netns[i], tag: ts.Getenv("TAG")}
+		root := filepath.Join(s.dir, name)
+		ts.Check(os.Mkdir(root, 0o755))
+		ts.Check(h.hold(root, ts.Getenv("VMFS")))
+		s.env.Defer(h.release)
+		made[name] = h
+		for to, from := range map[string]string{"/boot/vmlinuz": "KERNEL", "/boot/initrd": "INITRD", "/etc/lib.bash": "BASH_ENV"} {
+			ts.Check(h.install(to, ts.Getenv(from)))
+		}
+	}
+	s.hosts, s.host = made, made[args[0]]
+	for name, value := range map[string]string{"MNT": "/vmfs", "STATE": "/var/lib/vmfs", "RUN": "/run/vmfs",
+		"IMAGES": "/var/lib/vmfs/images", "KERNEL": "/boot/vmlinuz", "INITRD": "/boot/initrd", "BASH_ENV": "/etc/lib.bash"} {
+		ts.Setenv(name, value)
+	}
+}
+
+func (h *host) hold(root, program string) error {
+	script, err := filepath.Abs("testdata/cookbook/host.bash")
+	if err != nil {
+		return err
+	}
+	unit, err := filepath.Abs("../../scripts/debian/vmfs.service")
+	if err != nil {
+		return err
+	}
+	h.holder = exec.Command("nsenter", "--net=/run/netns/"+h.netns, "prlimit", "--msgqueue="+h.tag,
+		"unshare", "--mount", "--uts", "bash", script, root, h.name, program, unit)
+	var said bytes.Buffer
+	h.holder.Stderr = &said
+	if h.stdin, err = h.holder.StdinPipe(); err != nil {
+		return err
+	}
+	stdout, err := h.holder.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := h.holder.Start(); err != nil {
+		return err
+	}
+	line := make([]byte, len("ready\n"))
+	if _, err := io.ReadFull(stdout, line); err != nil || string(line) != "ready\n" {
+		h.release()
+		return fmt.Errorf("no host %s: %q, %s", h.name, line, &said)
+	}
+	return nil
+}
+
+func (h *host) release() {
+	h.stdin.Close()
+	h.holder.Wait()
+}
+
+// run is a command there, of which no process is lost.
+func (h *host) run(args ...string) []string {
+	return slices.Concat([]string{"nsenter", "--target=" + strconv.Itoa(h.holder.Process.Pid),
+		"--mount", "--uts", "--net", "--wd=/", "--", "prlimit", "--msgqueue=" + h.tag}, args)
+}
+
+// as is a command there that somebody typed who has just logged in.
+func (h *host) as(user string, args ...string) []string {
+	home := "/home/" + user
+	if user == "root" {
+		home = "/root"
+	}
+	return h.run(slices.Concat([]string{"setpriv", "--reuid=" + user, "--regid=" + user, "--init-groups",
+		"env", "-i", "-C", home, "HOME=" + home, "USER=" + user, "LOGNAME=" + user, "SHELL=/bin/bash", "LC_ALL=C",
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, args)...)
+}
+
+// install copies a file of this machine to one of the host's.
+func (h *host) install(to, from string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	args := h.run("sh", "-c", `mkdir -p "$(dirname "$1")" && cat >"$1"`, "sh", to)
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdin = f
+	return cmd.Run()
+}
+
+// page runs the lines of the page for this session.
+func page(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 0, "page")
+	text, err := os.ReadFile(cookbook)
+	ts.Check(err)
+	_, blocks, err := tasks(string(text))
+	ts.Check(err)
+	s := stageOf(ts)
+	for _, b := range blocks[ts.Name()] {
+		h := s.host
+		if b.host != "" {
+			h = s.hosts[b.host]
+		}
+		if h == nil {
+			ts.Fatalf("%s:%d: there is no host %s", cookbook, b.line, b.host)
+		}
+		began := time.Now()
+		output := typed(ts, h.as(b.user, "timeout", "-k", "5", "90", "bash", "-c", b.script(), "bash"))
+		ts.Logf("%s:%d: %v\n%s", cookbook, b.line, time.Since(began).Round(10*time.Millisecond), output)
+		ts.Check(b.check(output))
+	}
+}
+
+// typed is all that a command prints until it ends, which what it left in the
+// background need not have done.
+func typed(ts *testscript.TestScript, args []string) string {
+	out, err := os.CreateTemp(ts.Getenv("WORK"), "typed")
+	ts.Check(err)
+	defer out.Close()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = out, out
+	err = cmd.Run()
+	text := ts.ReadFile(out.Name())
+	if err != nil {
+		ts.Fatalf("%v: it printed\n%s", err, text)
+	}
+	return text
+}
+
+// on HOST[,USER] LINE: the line succeeds there, in silence.
+func on(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 2, "on HOST[,USER] LINE")
+	name, user, _ := strings.Cut(args[0], ",")
+	if user == "" {
+		user = "root"
+	}
+	h := stageOf(ts).hosts[name]
+	if h == nil {
+		ts.Fatalf("there is no host %s", name)
+	}
+	line := h.as(user, "timeout", "-k", "5", "60", "bash", "-c", args[1])
+	if got := typed(ts, line); got != "" {
+		ts.Fatalf("%s: %s: it printed\n%s", args[0], args[1], got)
+	}
+}
+
+// install HOST FILE PATH puts a file there.
+func install(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 3, "install HOST FILE PATH")
+	h := stageOf(ts).hosts[args[0]]
+	if h == nil {
+		ts.Fatalf("there is no host %s", args[0])
+	}
+	ts.Check(h.install(args[2], ts.MkAbs(args[1])))
+}
