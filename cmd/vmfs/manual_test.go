@@ -267,6 +267,11 @@ func TestManualAttributes(t *testing.T) {
 	for _, a := range ctl.NetAttrs {
 		describesAttr(t, p.between(t, ".Ss /vmfs/net", ".Ss "), a)
 	}
+	root, _ := served(t)
+	for _, a := range ctl.UserAttrs {
+		a.Default = strings.TrimSpace(text(t, root, "user/default/"+a.Name))
+		describesAttr(t, p.between(t, ".Ss /vmfs/user/NAME", ".Ss "), a)
+	}
 }
 
 // describesAttr wants a section to say the default of an attribute, and its
