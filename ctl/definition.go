@@ -1,10 +1,10 @@
 package ctl
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"syscall"
@@ -235,6 +235,8 @@ func number(to *uint64, s string) (err error) {
 	return err
 }
 
+func utoa(n uint64) string { return strconv.FormatUint(n, 10) }
+
 func instant(to *time.Time, s string) (err error) {
 	*to, err = time.Parse(time.RFC3339Nano, s)
 	return err
@@ -257,6 +259,9 @@ func parseSettled(d *definition, s string) error {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// clock is a time as users read it in events and err.
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
 
 func endWord(failed bool) string {
 	if failed {
@@ -288,11 +293,4 @@ func oneWord(s string) string {
 	return s
 }
 
-func sortedKeys[K int | string, V any](m map[K]V) []K {
-	keys := make([]K, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Slice(keys, func(i, j int) bool { return keys[i] < keys[j] })
-	return keys
-}
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

@@ -174,7 +174,7 @@ func (l *eventLog) append(of uint64, object, name, user, detail string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	line := fmt.Sprintf("%d %s %s %s %s", l.seq+1, now.UTC().Format("2006-01-02T15:04:05.000Z07:00"), object, name, user)
+	line := fmt.Sprintf("%d %s %s %s %s", l.seq+1, clock(now), object, name, user)
 	if detail = oneLine(detail); detail != "" {
 		line += " " + detail
 	}
@@ -302,6 +302,5 @@ func errNoRoom(p []byte) error {
 // lost says how many events this reader did not read in time, if the oldest
 // that is left is that one.
 func (r *EventReader) lost(oldest uint64) string {
-	at := r.log.ring[0].at.UTC().Format("2006-01-02T15:04:05.000Z07:00")
-	return fmt.Sprintf("%d %s - lost - %d\n", oldest-1, at, oldest-r.next)
+	return fmt.Sprintf("%d %s - lost - %d\n", oldest-1, clock(r.log.ring[0].at), oldest-r.next)
 }

@@ -35,7 +35,7 @@ func (r *refusals) add(by Cred, file string, err error) {
 	if name == "ENOTSUP" {
 		name = "EOPNOTSUPP" // one number; this is its name in the manual
 	}
-	line := fmt.Sprintf("%s %s %s %s %s\n", now.UTC().Format("2006-01-02T15:04:05.000Z07:00"), by, oneWord(file), name, oneLine(err.Error()))
+	line := fmt.Sprintf("%s %s %s %s %s\n", clock(now), by, oneWord(file), name, oneLine(err.Error()))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.users == nil {
