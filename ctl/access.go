@@ -29,6 +29,9 @@ func RuledBy(uid, gid uint32) { ruler.uid, ruler.gid = uid, gid }
 // Rules reports whether c is root, or in his place.
 func (c Cred) Rules() bool { return c.UID == ruler.uid }
 
+// in reports whether c is in a group.
+func (c Cred) in(gid uint32) bool { return c.GID == gid || slices.Contains(c.Groups, gid) }
+
 // rootless reports whether the daemon is an ordinary user's.
 func rootless() bool { return ruler.uid != 0 }
 
@@ -42,6 +45,53 @@ func UserName(uid uint32) string {
 		return u.Username
 	}
 	return n
+}
+
+// groupName is the name of gid, or its number.
+func groupName(gid uint32) string {
+	n := strconv.FormatUint(uint64(gid), 10)
+	if g, err := user.LookupGroupId(n); err == nil {
+		return g.Name
+	}
+	return n
+}
+
+// userID is the uid of a login name, or that a text is.
+func userID(s string) (uint32, error) {
+	return idOf(s, func() (string, error) {
+		u, err := user.Lookup(s)
+		if err != nil {
+			return "", err
+		}
+		return u.Uid, nil
+	})
+}
+
+// groupID is the same of a group.
+func groupID(s string) (uint32, error) {
+	return idOf(s, func() (string, error) {
+		g, err := user.LookupGroup(s)
+		if err != nil {
+			return "", err
+		}
+		return g.Gid, nil
+	})
+}
+
+func idOf(s string, named func() (string, error)) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		found, err := named()
+		if err != nil {
+			return 0, err
+		}
+		n, err = strconv.ParseUint(found, 10, 32)
+		return uint32(n), err
+	}
+	if n == nobody {
+		return 0, syscall.EINVAL
+	}
+	return uint32(n), nil
 }
 
 // Access is who may do what with a file: the permission bits of chmod(2),
@@ -114,7 +164,7 @@ func (a Access) Allows(by Cred, want uint32) bool {
 		return true
 	case by.UID == a.UID:
 		bits >>= 6
-	case by.GID == a.GID || slices.Contains(by.Groups, a.GID):
+	case by.in(a.GID):
 		bits >>= 3
 	}
 	return bits&want == want

@@ -110,8 +110,6 @@ func (d *definition) unsettle(disk int, by Cred, now time.Time) {
 	}
 }
 
-func diskAttr(n int, file string) string { return Part{"disk", n}.attr(file) }
-
 // addPart makes a part without values.
 func (d *definition) addPart(p Part) error {
 	if _, err := d.kind.part(p.Dir, strconv.Itoa(p.N)); err != nil {
@@ -223,12 +221,10 @@ func flat(values map[string]string) string {
 // edit applies the lines of one write to d: all or, with an error, none that
 // counts, since the caller throws d away.
 func (d *definition) edit(by Cred, text string, now time.Time) (changed bool, err error) {
-	lines := strings.Split(text, "\n")
-	last := len(lines) - 1
-	if last > 0 && lines[last] != "" {
-		return false, Errorf(syscall.EINVAL, "config: the last of several lines does not end: a newline is missing, or the text was cut")
+	if !wholeLines(text) {
+		return false, errCut("config")
 	}
-	for i, line := range lines {
+	for i, line := range strings.Split(text, "\n") {
 		c, err := d.editLine(by, line, now)
 		if err != nil {
 			return false, Errorf(Errno(err), "config line %d: %v", i+1, err)
@@ -236,6 +232,24 @@ func (d *definition) edit(by Cred, text string, now time.Time) (changed bool, er
 		changed = changed || c
 	}
 	return changed, nil
+}
+
+// wholeLines reports whether text is a line, or several that all end.
+func wholeLines(text string) bool {
+	return !strings.Contains(text, "\n") || strings.HasSuffix(text, "\n")
+}
+
+func errCut(file string) error {
+	return Errorf(syscall.EINVAL, "%s: the last of several lines does not end: a newline is missing, or the text was cut", file)
+}
+
+// framed gives what is between the lines begin and end, with an empty line in
+// the place of begin, so that lines are counted as in the writer's file.
+func framed(text string) (lines string, ok bool) {
+	if lines, ok = strings.CutPrefix(text, "begin\n"); ok {
+		lines, ok = strings.CutSuffix("\n"+lines, "\nend\n")
+	}
+	return lines + "\n", ok
 }
 
 func (d *definition) editLine(by Cred, line string, now time.Time) (bool, error) {
@@ -287,15 +301,13 @@ func (d *definition) checkEdition(text string) error {
 // replace makes d what a text from begin to end says and nothing else. What
 // was there and is said again keeps its setter and its time.
 func (d *definition) replace(by Cred, text string, now time.Time) (changed bool, err error) {
-	body, ok := strings.CutPrefix(text, "begin\n")
-	if !ok || !strings.HasSuffix("\n"+body, "\nend\n") {
+	lines, ok := framed(text)
+	if !ok {
 		return false, Errorf(syscall.EINVAL, "config: a whole definition is a line begin, lines, and a line end")
 	}
 	was := d.parts
-	body = "\n" + strings.TrimSuffix(body, "end\n") // the line begin counts, as in the writer's file
-
 	next := &definition{kind: d.kind, edition: d.edition, whole: true, attrs: map[string]value{}, parts: map[Part]bool{}, settled: map[int]bool{}}
-	if _, err := next.edit(by, body, now); err != nil {
+	if _, err := next.edit(by, lines, now); err != nil {
 		return false, err
 	}
 	next.keepSettled(d)

@@ -23,6 +23,9 @@ func (p Part) String() string { return p.Dir + "/" + strconv.Itoa(p.N) }
 // attr is the path of an attribute of p.
 func (p Part) attr(file string) string { return p.String() + "/" + file }
 
+func diskAttr(n int, file string) string { return Part{"disk", n}.attr(file) }
+func nicAttr(n int, file string) string  { return Part{"nic", n}.attr(file) }
+
 // PartNumber parses the N of disk/N, which has one form only.
 func PartNumber(s string) (n int, ok bool) {
 	n, err := strconv.Atoi(s)

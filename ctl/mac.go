@@ -43,8 +43,6 @@ func (d *definition) hasMAC(mac string) (n int, ok bool) {
 	return 0, false
 }
 
-func nicAttr(n int, file string) string { return Part{"nic", n}.attr(file) }
-
 // drawMACs gives each NIC without a MAC one, for good.
 func (m *macs) drawMACs(d *definition, by Cred, now time.Time) error {
 	for _, n := range d.numbers("nic") {

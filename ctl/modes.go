@@ -2,8 +2,6 @@ package ctl
 
 import (
 	"fmt"
-	"os/user"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,19 +46,18 @@ func (d *definition) untouched(def Default) Access {
 // and applies all or none. Each line does what chmod, chown and chgrp of by
 // would do, and is refused where they would be.
 func (o *object) SetModes(by Cred, text string, def Defaults) error {
-	body, whole := strings.CutPrefix(text, "begin\n")
+	whole := strings.HasPrefix(text, "begin\n")
 	if whole {
 		var ok bool
-		if body, ok = strings.CutSuffix("\n"+body, "\nend\n"); !ok {
+		if text, ok = framed(text); !ok {
 			return Errorf(syscall.EINVAL, "modes: a whole policy is a line begin, lines, and a line end")
 		}
-		body += "\n"
-	} else if i := strings.IndexByte(body, '\n'); i >= 0 && !strings.HasSuffix(body, "\n") {
-		return Errorf(syscall.EINVAL, "modes: the last of several lines does not end: a newline is missing, or the text was cut")
+	} else if !wholeLines(text) {
+		return errCut("modes")
 	}
 	changed, err := o.update(func(d *definition) (bool, error) {
 		e := modesEdit{by: by, def: def, d: d, said: map[string]bool{}}
-		for i, line := range strings.Split(body, "\n") {
+		for i, line := range strings.Split(text, "\n") {
 			if err := e.line(line); err != nil {
 				return false, Errorf(Errno(err), "modes line %d: %v", i+1, err)
 			}
@@ -107,23 +104,11 @@ func (e *modesEdit) line(line string) error {
 	if err != nil || mode > 0o1777 {
 		return Errorf(syscall.EINVAL, "%s: %.20q is no mode", f[0], f[1])
 	}
-	uid, err := lookup(f[2], func(s string) (string, error) {
-		u, err := user.Lookup(s)
-		if err != nil {
-			return "", err
-		}
-		return u.Uid, nil
-	})
+	uid, err := userID(f[2])
 	if err != nil {
 		return Errorf(syscall.EINVAL, "%s: owner %.40s: %v", f[0], f[2], err)
 	}
-	gid, err := lookup(f[3], func(s string) (string, error) {
-		g, err := user.LookupGroup(s)
-		if err != nil {
-			return "", err
-		}
-		return g.Gid, nil
-	})
+	gid, err := groupID(f[3])
 	if err != nil {
 		return Errorf(syscall.EINVAL, "%s: group %.40s: %v", f[0], f[3], err)
 	}
@@ -207,34 +192,8 @@ func (by Cred) mayChange(path string, now, next Access) error {
 		return Errorf(syscall.EPERM, "%s: it is %s's", path, UserName(now.UID))
 	case next.UID != now.UID:
 		return Errorf(syscall.EPERM, "%s: only root gives a file away", path)
-	case next.GID != now.GID && next.GID != by.GID && !slices.Contains(by.Groups, next.GID):
+	case next.GID != now.GID && !by.in(next.GID):
 		return Errorf(syscall.EPERM, "%s: %s is not in group %s", path, by, groupName(next.GID))
 	}
 	return nil
-}
-
-// groupName is the name of gid, or its number.
-func groupName(gid uint32) string {
-	n := strconv.FormatUint(uint64(gid), 10)
-	if g, err := user.LookupGroupId(n); err == nil {
-		return g.Name
-	}
-	return n
-}
-
-// lookup turns a name or a number into a number.
-func lookup(s string, byName func(string) (string, error)) (uint32, error) {
-	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil {
-		found, err := byName(s)
-		if err != nil {
-			return 0, err
-		}
-		n, err = strconv.ParseUint(found, 10, 32)
-		return uint32(n), err
-	}
-	if n == 1<<32-1 {
-		return 0, syscall.EINVAL
-	}
-	return uint32(n), nil
 }

@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"fmt"
-	"os/user"
 	"regexp"
 	"strconv"
 	"strings"
@@ -65,29 +64,15 @@ func checkUser(name string) error {
 	return nil
 }
 
-// userID is the uid that a name stands for.
-func userID(name string) (uid uint32, ok bool) {
-	n, err := strconv.ParseUint(name, 10, 32)
-	if err != nil {
-		u, err := user.Lookup(name)
-		if err != nil {
-			return 0, false
-		}
-		n, err = strconv.ParseUint(u.Uid, 10, 32)
-		return uint32(n), err == nil
-	}
-	return uint32(n), true
-}
-
 // admitUser refuses limits that would never hold for anybody. Called with
 // making held.
 func (m *Manager) admitUser(_ Cred, name string) error {
 	if name == DefaultUser {
 		return nil
 	}
-	uid, ok := userID(name)
+	uid, err := userID(name)
 	switch {
-	case !ok:
+	case err != nil:
 		return Errorf(syscall.ENOENT, "mkdir %s: no such user in /etc/passwd; one who is elsewhere goes by his uid", name)
 	case unbounded(uid):
 		return Errorf(syscall.EINVAL, "mkdir %s: %s is not limited", name, name)
@@ -172,12 +157,12 @@ func (u *User) Mtime(file string) time.Time {
 // Usage is the text of usage: KEY USED LIMIT, a line each. Of the limits of
 // all others it is the reader's own; of a login name that nobody has, nothing.
 func (u *User) Usage(by Cred) string {
-	uid, ok := by.UID, true
+	uid := by.UID
 	if u.Name() != DefaultUser {
-		uid, ok = userID(u.Name())
-	}
-	if !ok {
-		return ""
+		var err error
+		if uid, err = userID(u.Name()); err != nil {
+			return ""
+		}
 	}
 	used, most := u.m.usage(uid), u.limits()
 	if own := u.m.ownLimits(uid); own != nil {
