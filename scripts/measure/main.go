@@ -29,8 +29,10 @@ import (
 type line struct {
 	what, ours, peer string
 	ratio            float64
-	aim              float64 // of the ratio, or of ours in MiB or KiB where there is no peer; 0 for none
-	unit             string  // of the aim: "x", "MiB" or "KiB"
+	aim              float64          // of the ratio, or of ours in MiB, KiB or a second where there is no peer; 0 for none
+	unit             string           // of the aim: "x", "MiB", "KiB" or "/s"
+	least            bool             // the aim is the least that it shall be, not the most
+	took             [2]time.Duration // what compare measured
 }
 
 func main() {
@@ -94,6 +96,14 @@ func measure(only *regexp.Regexp, b *bench) (whole bool) {
 		(*bench).readyWithMany,
 		(*bench).memoryWithMany,
 		(*bench).openReadCloseAmongMany,
+		(*bench).blkRead4K,
+		(*bench).blkRead64K,
+		(*bench).blkWrite4K,
+		(*bench).blkWrite64K,
+		(*bench).netSend4K,
+		(*bench).netSend64K,
+		(*bench).netReceive4K,
+		(*bench).netReceive64K,
 	} {
 		if name := runtime.FuncForPC(reflect.ValueOf(m).Pointer()).Name(); !only.MatchString(name) {
 			continue
@@ -115,7 +125,11 @@ func (l line) print() {
 		ratio = fmt.Sprintf("%.2f", l.ratio)
 	}
 	if l.aim > 0 {
-		aim, verdict = fmt.Sprintf("<= %g %s", l.aim, l.unit), "ok"
+		bound := "<="
+		if l.least {
+			bound = ">="
+		}
+		aim, verdict = fmt.Sprintf("%s %g %s", bound, l.aim, l.unit), "ok"
 	}
 	if l.missed() {
 		verdict = "MISSED"
@@ -124,15 +138,28 @@ func (l line) print() {
 }
 
 func (l line) missed() bool {
+	value := l.ratio
 	switch {
 	case l.aim == 0:
 		return false
-	case l.unit == "x":
-		return l.ratio > l.aim
+	case l.unit != "x":
+		fmt.Sscan(l.ours, &value)
 	}
-	var ours float64
-	fmt.Sscan(l.ours, &ours)
-	return ours > l.aim
+	if l.least {
+		return value < l.aim
+	}
+	return value > l.aim
+}
+
+// asRate makes a line of times for size bytes one of rates, to be at least
+// aim times the peer's.
+func (l line) asRate(size int, aim float64) line {
+	rate := func(d time.Duration) string {
+		return fmt.Sprintf("%.3g GB/s", float64(size)/float64(d.Nanoseconds()))
+	}
+	l.ours, l.peer, l.ratio = rate(l.took[0]), rate(l.took[1]), 1/l.ratio
+	l.aim, l.least = aim, true
+	return l
 }
 
 // compare takes ours and the peer's figure in turn, who is first changing
@@ -155,7 +182,8 @@ func compare(pairs int, ours, peer func() (time.Duration, error)) (line, error) 
 		as, bs = append(as, d[0]), append(bs, d[1])
 		ratios = append(ratios, float64(d[0])/float64(d[1]))
 	}
-	return line{ours: short(median(as)), peer: short(median(bs)), ratio: median(ratios), unit: "x"}, nil
+	took := [2]time.Duration{median(as), median(bs)}
+	return line{ours: short(took[0]), peer: short(took[1]), ratio: median(ratios), unit: "x", took: took}, nil
 }
 
 func median[T ~int64 | ~float64](s []T) T {

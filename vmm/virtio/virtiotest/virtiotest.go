@@ -13,6 +13,8 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"vmfs/vmm/ram"
 	"vmfs/vmm/virtio"
 )
@@ -62,7 +64,7 @@ type Driver struct {
 	// Interrupts counts them.
 	Interrupts atomic.Uint64
 
-	irq      chan struct{}
+	irq      int    // an eventfd
 	next     uint64 // the memory before it is given out
 	features uint64
 }
@@ -70,29 +72,35 @@ type Driver struct {
 // New puts a device behind registers, with size bytes of memory. Close ends
 // both.
 func New(dev virtio.Device, size uint64) (*Driver, error) {
-	d := &Driver{irq: make(chan struct{}, 1)}
-	var err error
+	irq, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("virtiotest: eventfd: %w", err)
+	}
+	d := &Driver{irq: irq}
 	if d.RAM, err = ram.New(size); err != nil {
+		unix.Close(irq)
 		return nil, err
 	}
 	if d.Dev, err = virtio.New(dev, d.RAM, d.interrupt); err != nil {
+		unix.Close(irq)
 		d.RAM.Close()
 		return nil, err
 	}
 	return d, nil
 }
 
+// interrupt is what KVM's irqfd is to a guest's CPU: the kernel wakes who
+// sleeps, on its thread.
 func (d *Driver) interrupt() {
 	d.Interrupts.Add(1)
-	select {
-	case d.irq <- struct{}{}:
-	default:
-	}
+	one := [8]byte{0: 1}
+	unix.Write(d.irq, one[:])
 }
 
 // Close ends the device and its memory.
 func (d *Driver) Close() error {
 	d.Dev.Close()
+	unix.Close(d.irq)
 	return d.RAM.Close()
 }
 
@@ -306,6 +314,9 @@ func (q *Queue) Kick() bool {
 	return true
 }
 
+// patience is how long a driver waits for an interrupt.
+const patience = 10 * time.Second
+
 // Used is a chain that the device gave back.
 type Used struct {
 	Head uint16
@@ -339,19 +350,18 @@ func (q *Queue) Want(n int) {
 }
 
 // Next waits for the next chain that the device gives back, as a driver does:
-// it sleeps until an interrupt. After 10 s it gives up.
+// it sleeps until an interrupt, or loses patience.
 func (q *Queue) Next() (Used, error) {
 	if u, ok := q.Poll(); ok {
 		return u, nil
 	}
-	deadline := time.NewTimer(10 * time.Second)
-	defer deadline.Stop()
+	deadline := time.Now().Add(patience)
 	for {
 		q.Want(1)
 		if u, ok := q.Poll(); ok {
 			return u, nil
 		}
-		if err := q.d.sleep(deadline.C); err != nil {
+		if err := q.d.sleep(deadline); err != nil {
 			return Used{}, err
 		}
 	}
@@ -363,10 +373,9 @@ func (q *Queue) WaitN(n int) error {
 	if q.have() >= n {
 		return nil
 	}
-	deadline := time.NewTimer(10 * time.Second)
-	defer deadline.Stop()
+	deadline := time.Now().Add(patience)
 	for q.have() < n {
-		if err := q.d.sleep(deadline.C); err != nil {
+		if err := q.d.sleep(deadline); err != nil {
 			return err
 		}
 	}
@@ -376,12 +385,19 @@ func (q *Queue) WaitN(n int) error {
 func (q *Queue) have() int { return int(uint16(word(q.used).Load()>>16) - q.usedIdx) }
 
 // sleep waits for an interrupt and acknowledges it.
-func (d *Driver) sleep(late <-chan time.Time) error {
-	select {
-	case <-d.irq:
-	case <-late:
-		return fmt.Errorf("virtiotest: no interrupt; status %#x: %w", d.Load(Status), d.Dev.Failure())
+func (d *Driver) sleep(deadline time.Time) error {
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("virtiotest: no interrupt; status %#x: %w", d.Load(Status), d.Dev.Failure())
+		}
+		fds := []unix.PollFd{{Fd: int32(d.irq), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(fds, int(left.Milliseconds())+1); n > 0 {
+			break
+		}
 	}
+	var count [8]byte
+	unix.Read(d.irq, count[:])
 	d.Store(InterruptACK, d.Load(InterruptStatus))
 	if d.Load(Status)&NeedsReset != 0 {
 		return fmt.Errorf("virtiotest: the device needs a reset: %w", d.Dev.Failure())
