@@ -158,6 +158,12 @@ type LocalAddrs struct {
 	Host6, Guest6 netip.Prefix // two of a /96; not valid without an IPv6 network
 }
 
+// LinkLocal is the IPv6 address that a MAC of six bytes makes for its link
+// (RFC 4291, appendix A).
+func LinkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+}
+
 // Local says which addresses a local NIC has. The host's is id*256+(nic+1)*2
 // above the network, the guest's the next (vm_priv_addr of vmd, which ors and
 // so gives two machines the same). With prefix6, a /64, the guest's IPv4

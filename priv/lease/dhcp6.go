@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+
+	"vmfs/ctl"
 )
 
 // DHCPv6 (RFC 8415) is read here and not by the library: that looks at every
@@ -171,7 +173,7 @@ func (v *service) answer6(self mac, c *client, d datagram) []byte {
 		b = option6(b, optClientID, m.client)
 	}
 	return datagram{
-		src:     netip.AddrPortFrom(linkLocal(self), serverPort6),
+		src:     netip.AddrPortFrom(ctl.LinkLocal(self[:]), serverPort6),
 		dst:     d.src,
 		payload: append(b, options...),
 	}.bytes()
@@ -271,9 +273,4 @@ func option6(b []byte, code uint16, value []byte) []byte {
 // duid names this server: by the MAC of the link, as nothing else stays.
 func duid(self mac) []byte {
 	return slices.Concat([]byte{0, duidLinkLayer, 0, hardwareEthernet}, self[:])
-}
-
-// linkLocal is the address that the kernel makes of a MAC for its own end.
-func linkLocal(m mac) netip.Addr {
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }

@@ -279,7 +279,7 @@ func TestIPv6(t *testing.T) {
 	r.serve(t, ctl.SwitchLink(1), n.listen("h0", 1), lan(true))
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		routes := n.run("ip -6 route show dev c0")
-		if strings.Contains(routes, "default via "+linkLocal(hostMAC).String()) && strings.Contains(routes, "fd00::/64") {
+		if strings.Contains(routes, "default via "+ctl.LinkLocal(hostMAC[:]).String()) && strings.Contains(routes, "fd00::/64") {
 			break
 		}
 		if time.Now().After(end) {
@@ -294,7 +294,7 @@ func TestIPv6(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		at := &net.UDPAddr{IP: linkLocal(guestMAC).AsSlice(), Port: clientPort6, Zone: strconv.Itoa(c0.Index)}
+		at := &net.UDPAddr{IP: ctl.LinkLocal(guestMAC[:]).AsSlice(), Port: clientPort6, Zone: strconv.Itoa(c0.Index)}
 		for range 50 { // until the address is not tentative any more
 			if conn, err = net.ListenUDP("udp6", at); err == nil {
 				return

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"time"
+
+	"vmfs/ctl"
 )
 
 // Router advertisements (RFC 4861, with the resolvers of RFC 8106) say where
@@ -90,7 +92,7 @@ func (v *service) advertisement(self mac, lifetime time.Duration) []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(seconds))
 		b = append(b, addresses(v.dns6)...)
 	}
-	return icmpv6(linkLocal(self), allNodes, b)
+	return icmpv6(ctl.LinkLocal(self[:]), allNodes, b)
 }
 
 // adverts plans when the next advertisement is sent. It belongs to one

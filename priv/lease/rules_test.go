@@ -214,7 +214,7 @@ func message6To(kind dhcpv6.MessageType, options ...dhcpv6.Option) *dhcpv6.Messa
 }
 
 func ask6(m *dhcpv6.Message) frame {
-	b := datagram{netip.AddrPortFrom(linkLocal(guestMAC), clientPort6), netip.AddrPortFrom(allServers, serverPort6), m.ToBytes()}.bytes()
+	b := datagram{netip.AddrPortFrom(ctl.LinkLocal(guestMAC[:]), clientPort6), netip.AddrPortFrom(allServers, serverPort6), m.ToBytes()}.bytes()
 	return frame{from: guestMAC, proto: unix.ETH_P_IPV6, body: b}
 }
 
@@ -229,7 +229,7 @@ func answer6To(t testing.TB, v *service, f frame) *dhcpv6.Message {
 		t.Fatal(err)
 	}
 	d, err := p.udp(false)
-	if err != nil || d.src.Port() != serverPort6 || d.dst != netip.AddrPortFrom(linkLocal(guestMAC), clientPort6) || d.src.Addr() != linkLocal(hostMAC) {
+	if err != nil || d.src.Port() != serverPort6 || d.dst != netip.AddrPortFrom(ctl.LinkLocal(guestMAC[:]), clientPort6) || d.src.Addr() != ctl.LinkLocal(hostMAC[:]) {
 		t.Fatalf("%v from %v to %v", err, d.src, d.dst)
 	}
 	m, err := dhcpv6.MessageFromBytes(d.payload)
@@ -340,7 +340,7 @@ func golden(t *testing.T, name string, b []byte) {
 
 // solicitation is a router solicitation of the guest's.
 func solicitation(change func(ip []byte)) frame {
-	b := icmpv6(linkLocal(guestMAC), allRouters, append([]byte{typeSolicitation, 0, 0, 0, 0, 0, 0, 0, optSourceLink, 1}, guestMAC[:]...))
+	b := icmpv6(ctl.LinkLocal(guestMAC[:]), allRouters, append([]byte{typeSolicitation, 0, 0, 0, 0, 0, 0, 0, optSourceLink, 1}, guestMAC[:]...))
 	if change != nil {
 		change(b)
 	}

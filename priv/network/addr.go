@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
-	"net"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -30,7 +29,7 @@ func (n *Network) Addresses(l ctl.Link, addrs []netip.Prefix) error {
 			}
 		}
 		if slices.ContainsFunc(addrs, is6) && len(i.HardwareAddr) == 6 {
-			addrs = append(slices.Clone(addrs), linkLocal(i.HardwareAddr))
+			addrs = append(slices.Clone(addrs), netip.PrefixFrom(ctl.LinkLocal(i.HardwareAddr), 64))
 		}
 		return n.address(l, r, i, addrs)
 	})
@@ -193,11 +192,4 @@ func (n *Network) domain(i *iface) int {
 		return m.Index
 	}
 	return 0
-}
-
-// linkLocal is the link-local address that a MAC makes (RFC 4291, appendix
-// A), from which router advertisements come.
-func linkLocal(mac net.HardwareAddr) netip.Prefix {
-	a := [16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]}
-	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
 }
