@@ -48,15 +48,10 @@ func (n *Network) bridge(sw ctl.Link, ifname string) (string, error) {
 
 // takeBridge takes a bridge that root made and listed.
 func (n *Network) takeBridge(sw ctl.Link, ifname string) (string, error) {
-	if !n.listed(ifname) {
-		return "", notListed(ifname)
-	}
-	i, err := n.kernel.byName(ifname)
+	i, err := n.lent(ifname)
 	switch {
 	case err != nil:
 		return "", err
-	case i == nil:
-		return "", ctl.Errorf(syscall.ENODEV, "%s: there is no such interface", ifname)
 	case i.kind != "bridge":
 		return "", ctl.Errorf(syscall.EINVAL, "%s is no bridge", ifname)
 	}
@@ -152,15 +147,10 @@ func (n *Network) Uplink(sw ctl.Link, ifname string) error {
 }
 
 func (n *Network) takeUplink(sw ctl.Link, r *record, b *iface, ifname string) error {
-	if !n.listed(ifname) {
-		return notListed(ifname)
-	}
-	i, err := n.kernel.byName(ifname)
+	i, err := n.lent(ifname)
 	switch {
 	case err != nil:
 		return err
-	case i == nil:
-		return ctl.Errorf(syscall.ENODEV, "%s: there is no such interface", ifname)
 	case i.MasterIndex == b.Index:
 		return nil // as it was found
 	case i.MasterIndex != 0:
@@ -193,8 +183,11 @@ func (n *Network) uplinkOf(r *record) (*iface, error) {
 	return n.live(&record{ifname: r.uplink.ifname, index: r.uplink.index})
 }
 
-// dropUplink gives an uplink back.
+// dropUplink gives an uplink back, if there is one.
 func (n *Network) dropUplink(sw ctl.Link, r *record) error {
+	if r.uplink.ifname == "" {
+		return nil
+	}
 	i, err := n.uplinkOf(r)
 	if err != nil {
 		return err

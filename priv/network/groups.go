@@ -2,7 +2,6 @@ package network
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -201,8 +200,7 @@ func readHead(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxGroupFile))
-	return text, errors.Join(err)
+	return io.ReadAll(io.LimitReader(f, maxGroupFile))
 }
 
 // findGroup finds "NUMBER NAME" in a text where # begins a comment.

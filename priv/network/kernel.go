@@ -56,24 +56,34 @@ func (k *kernel) Close() {
 	}
 }
 
-// request sends one request about the interface with an index, 0 for one that
-// is to be made.
-func (k *kernel) request(kind, flags, family, index int, attrs ...nl.NetlinkRequestData) error {
-	req := nl.NewNetlinkRequest(kind, flags|unix.NLM_F_ACK)
-	req.Sockets = k.words
+// about begins a message about the interface with an index, 0 for one that is
+// to be made.
+func about(family, index int) *nl.IfInfomsg {
 	msg := nl.NewIfInfomsg(family)
 	msg.Index = int32(index)
+	return msg
+}
+
+// ask sends one request and gives the answers of a kind.
+func (k *kernel) ask(kind, flags int, msg *nl.IfInfomsg, answer uint16, attrs ...nl.NetlinkRequestData) ([][]byte, error) {
+	req := nl.NewNetlinkRequest(kind, flags)
+	req.Sockets = k.words
 	req.AddData(msg)
 	for _, a := range attrs {
 		req.AddData(a)
 	}
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return req.Execute(unix.NETLINK_ROUTE, answer)
+}
+
+// request sends one that is only done or refused.
+func (k *kernel) request(kind, flags int, msg *nl.IfInfomsg, attrs ...nl.NetlinkRequestData) error {
+	_, err := k.ask(kind, flags|unix.NLM_F_ACK, msg, 0, attrs...)
 	return err
 }
 
 // set changes attributes of an interface.
 func (k *kernel) set(index int, attrs ...nl.NetlinkRequestData) error {
-	return k.request(unix.RTM_SETLINK, 0, unix.AF_UNSPEC, index, attrs...)
+	return k.request(unix.RTM_SETLINK, 0, about(unix.AF_UNSPEC, index), attrs...)
 }
 
 // create makes an interface that is not there: EEXIST if its name is taken.
@@ -86,12 +96,12 @@ func (k *kernel) create(name, kind string, mac net.HardwareAddr, data ...*nl.RtA
 			d.AddChild(a)
 		}
 	}
-	return k.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.AF_UNSPEC, 0,
+	return k.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, about(unix.AF_UNSPEC, 0),
 		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)), nl.NewRtAttr(unix.IFLA_ADDRESS, mac), info)
 }
 
 func (k *kernel) delete(index int) error {
-	err := k.request(unix.RTM_DELLINK, 0, unix.AF_UNSPEC, index)
+	err := k.request(unix.RTM_DELLINK, 0, about(unix.AF_UNSPEC, index))
 	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
@@ -113,17 +123,12 @@ func (k *kernel) setGroup(index int, group uint32) error {
 
 // setUp changes one flag and leaves the others to whoever changes them.
 func (k *kernel) setUp(index int, up bool) error {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
-	req.Sockets = k.words
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
+	msg := about(unix.AF_UNSPEC, index)
 	msg.Change = unix.IFF_UP
 	if up {
 		msg.Flags = unix.IFF_UP
 	}
-	req.AddData(msg)
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	return err
+	return k.request(unix.RTM_NEWLINK, 0, msg)
 }
 
 // iface is what the kernel says of an interface.

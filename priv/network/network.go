@@ -170,6 +170,18 @@ func (n *Network) holder(index int) (ctl.Link, bool) {
 	return ctl.Link{}, false
 }
 
+// lent finds an interface that root listed. EPERM, ENODEV.
+func (n *Network) lent(ifname string) (*iface, error) {
+	if !n.listed(ifname) {
+		return nil, notListed(ifname)
+	}
+	i, err := n.kernel.byName(ifname)
+	if err == nil && i == nil {
+		err = ctl.Errorf(syscall.ENODEV, "%s: there is no such interface", ifname)
+	}
+	return i, err
+}
+
 func (n *Network) listed(ifname string) bool {
 	return slices.Contains(n.options.Interfaces, ifname)
 }

@@ -96,17 +96,12 @@ func (k *kernel) setPort(index int, p ctl.Port) error {
 		}
 		info.AddRtAttr(flag.attr, []byte{value})
 	}
-	return k.request(unix.RTM_SETLINK, 0, unix.AF_BRIDGE, index, info)
+	return k.request(unix.RTM_SETLINK, 0, about(unix.AF_BRIDGE, index), info)
 }
 
 // portFlags are flags of a port of a bridge; of what is none, they are off.
 func (k *kernel) portFlags(index int) (locked, isolated bool, err error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
-	req.Sockets = k.words
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	answers, err := k.ask(unix.RTM_GETLINK, 0, about(unix.AF_UNSPEC, index), unix.RTM_NEWLINK)
 	if errors.Is(err, unix.ENODEV) {
 		return false, false, nil
 	}

@@ -280,8 +280,8 @@ func sorted(links map[ctl.Link]*record) []ctl.Link {
 	return slices.SortedFunc(maps.Keys(links), compareLinks)
 }
 
-// ValidName reports whether an interface can be called so: at most 15 bytes
-// that are printed, no blank, slash, colon or percent sign.
+// ValidName reports whether an interface can be called so here: at most 15
+// bytes that are printed, no blank and none of / : % " \.
 func ValidName(name string) bool {
 	if name == "" || len(name) >= 16 || name == "." || name == ".." {
 		return false

@@ -70,10 +70,8 @@ func (n *Network) putBack(l ctl.Link, r *record, i *iface) error {
 // record.
 func (n *Network) forget(l ctl.Link) error {
 	r := n.links[l]
-	if i, err := n.uplinkOf(r); err != nil || i != nil {
-		if err := errors.Join(err, n.dropUplink(l, r)); err != nil {
-			return err
-		}
+	if err := n.dropUplink(l, r); err != nil {
+		return err
 	}
 	if err := n.leaveGroups(l, r, r.groups); err != nil {
 		return err

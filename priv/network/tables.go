@@ -87,17 +87,11 @@ func (n *Network) writeLedger(l ledger) error {
 }
 
 // willMake notes what is about to be made.
-func (n *Network) willMake(lines ...string) error {
-	l := slices.Clone(n.ledger)
-	for _, line := range lines {
-		if !slices.Contains(l, line) {
-			l = append(l, line)
-		}
-	}
-	if len(l) == len(n.ledger) {
+func (n *Network) willMake(line string) error {
+	if slices.Contains(n.ledger, line) {
 		return nil
 	}
-	return n.writeLedger(l)
+	return n.writeLedger(append(slices.Clone(n.ledger), line))
 }
 
 // talkTables begins a conversation with nftables: each transaction and each
