@@ -219,7 +219,7 @@ func (s *session) expects(r *request) error {
 
 // work does what is done at once, and begins the rest.
 func (c *conn) work(r *request, frame []byte) error {
-	if _, named := fidOf(r.call); named && r.fid == nil {
+	if r.named && r.fid == nil {
 		return c.send(composeError(r.tag, syscall.EBADF, r.s.dotu))
 	}
 	if !r.waits() {
@@ -388,16 +388,14 @@ func flushed(tag uint16) []byte {
 func (s *session) enter(r *request, withFid bool) (used bool) {
 	r.s = s
 	s.conn.mu.Lock()
-	defer s.conn.mu.Unlock()
-	if s.tags[r.tag] != nil {
-		return true
-	}
-	if id, named := fidOf(r.call); named && withFid {
-		if r.fid = s.fids[id]; r.fid != nil {
+	used = s.tags[r.tag] != nil
+	if !used && withFid && r.named {
+		if r.fid = s.fids[r.about]; r.fid != nil {
 			r.fid.users++
 		}
 	}
-	return false
+	s.conn.mu.Unlock()
+	return used
 }
 
 // flush interrupts a request. It is answered once that has ended, so that
@@ -445,13 +443,13 @@ func (c *conn) send(answer []byte) error {
 		c.endTurn()
 		c.out.Lock()
 	}
-	defer c.out.Unlock()
-	rest := c.writeNow(answer)
-	if len(rest) == 0 {
-		return nil
+	rest, err := c.writeNow(answer), error(nil)
+	if len(rest) > 0 {
+		c.endTurn()
+		err = c.writeLate(rest)
 	}
-	c.endTurn()
-	return c.writeLate(rest)
+	c.out.Unlock()
+	return err
 }
 
 // write writes answers; c.out is held.

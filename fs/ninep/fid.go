@@ -5,8 +5,6 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/knusbaum/go9p/proto"
-
 	"vmfs/ctl"
 	"vmfs/fs"
 )
@@ -38,31 +36,6 @@ type fid struct {
 }
 
 func (f *fid) open() bool { return f.handle != nil || f.list != nil }
-
-// fidOf is the fid that a message is about.
-func fidOf(call proto.FCall) (id uint32, ok bool) {
-	switch t := call.(type) {
-	case *proto.TWalk:
-		return t.Fid, true
-	case *proto.TOpen:
-		return t.Fid, true
-	case *proto.TCreate:
-		return t.Fid, true
-	case *proto.TRead:
-		return t.Fid, true
-	case *proto.TWrite:
-		return t.Fid, true
-	case *proto.TClunk:
-		return t.Fid, true
-	case *proto.TRemove:
-		return t.Fid, true
-	case *proto.TStat:
-		return t.Fid, true
-	case *proto.TWstat:
-		return t.Fid, true
-	}
-	return 0, false // Tauth, Tattach
-}
 
 // release may be called with nil.
 func (s *session) release(f *fid) {

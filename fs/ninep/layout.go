@@ -46,6 +46,10 @@ var layouts = [256]layout{
 	proto.Twstat:   {"4e", ""},
 }
 
+// aboutFid reports whether a message is about a fid that is there, which is its
+// first field then.
+func aboutFid(kind uint8) bool { return kind >= proto.Twalk }
+
 // entryLayout is that of a directory entry, the length that it begins with
 // included.
 var entryLayout = layout{"2241484448ssss", "s444"}
@@ -122,6 +126,8 @@ type request struct {
 	call     proto.FCall
 	kind     uint8
 	tag      uint16
+	named    bool   // it is about the fid of the number about
+	about    uint32 // its first field
 	uname    uint32 // of Tattach
 	uid, gid uint32 // of Twstat
 
@@ -148,6 +154,9 @@ func (r *request) parse(m *parser, frame []byte, dotu bool) error {
 	tail, err := checkLayout(frame, dotu)
 	if err != nil {
 		return err
+	}
+	if r.named = aboutFid(r.kind); r.named {
+		r.about = number4(frame[headerSize:])
 	}
 	if r.call = m.often(frame[headerSize:], r.kind, r.tag); r.call != nil {
 		return nil
@@ -202,7 +211,9 @@ func (m *parser) walkNames(p []byte) {
 	p = p[2:]
 	for i := range n {
 		size := 2 + binary.LittleEndian.Uint16(p)
-		m.names[i] = string(p[2:size])
+		if name := p[2:size]; m.names[i] != string(name) { // the same walk comes again and again
+			m.names[i] = string(name)
+		}
 		p = p[size:]
 	}
 	m.walk.Nwname, m.walk.Wname = n, m.names[:n]

@@ -109,6 +109,10 @@ func (c *conn) hasAttached() {
 	}
 }
 
+// usualDepth is how many places of a walk have memory together. A longer walk
+// has names in it that lead back up.
+const usualDepth = 4
+
 // walk follows names as far as it gets. If that is not all the way, the new
 // fid is not made; if it is nowhere, the first name's error is said.
 func (r *request) walk(t *proto.TWalk, room func(n int) []byte) ([]byte, error) {
@@ -117,7 +121,7 @@ func (r *request) walk(t *proto.TWalk, room func(n int) []byte) ([]byte, error) 
 	}
 	var all [maxNames]proto.Qid
 	qids := all[:0]
-	at := r.fid.at
+	at, made := r.fid.at, make([]place, min(len(t.Wname), usualDepth))
 	var attr fs.Attr
 	if len(t.Wname) > 0 {
 		var err error
@@ -126,14 +130,17 @@ func (r *request) walk(t *proto.TWalk, room func(n int) []byte) ([]byte, error) 
 		}
 	}
 	for _, name := range t.Wname {
-		next, err := at.walk(r.ctx, &r.fid.by, &attr, name)
+		if len(made) == 0 {
+			made = make([]place, 1)
+		}
+		next, err := at.walk(r.ctx, &r.fid.by, &attr, name, &made[0])
 		if err != nil && len(qids) == 0 {
 			return nil, err
 		}
 		if err != nil {
 			break
 		}
-		at = next
+		at, made = next, made[1:]
 		qids = append(qids, qid(&attr))
 	}
 	if len(qids) == len(t.Wname) {
@@ -151,9 +158,9 @@ func (r *request) walked(f *fid) error {
 	return r.s.add(f)
 }
 
-// walk goes to an entry, or up. attr are the attributes of where it is, and
-// then of where it came to.
-func (at *place) walk(ctx context.Context, by *ctl.Cred, attr *fs.Attr, name string) (*place, error) {
+// walk goes to an entry, whose place it makes at entry, or up. attr are the
+// attributes of where it is, and then of where it came to.
+func (at *place) walk(ctx context.Context, by *ctl.Cred, attr *fs.Attr, name string, entry *place) (*place, error) {
 	d, ok := at.node.(fs.Dir)
 	if !ok {
 		return nil, syscall.ENOTDIR
@@ -170,7 +177,8 @@ func (at *place) walk(ctx context.Context, by *ctl.Cred, attr *fs.Attr, name str
 		if err != nil {
 			return nil, err
 		}
-		next = &place{node: n, name: name, up: at}
+		*entry = place{node: n, name: name, up: at}
+		next = entry
 	}
 	a, err := next.node.Attr(ctx)
 	*attr = a
