@@ -9,8 +9,9 @@ import (
 )
 
 // serveMinimal serves vm/vm0/status over 9P2000, on a unix socket: what is in
-// memory, to whoever asks, with no check, no limit and no way to interrupt. It
-// is the least that has fids and walks.
+// memory, to whoever asks, who may read all of it, with no bound and no way to
+// interrupt. It is the least that is right: sizes and fids are what they have
+// to be, a walk may end on its way, and a file is opened before it is read.
 func serveMinimal(socket string) {
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -27,7 +28,7 @@ func serveMinimal(socket string) {
 		if err != nil {
 			return
 		}
-		go (&minimal{root: root, fids: map[uint32]*node{}}).serve(c)
+		go (&minimal{root: root, fids: map[uint32]file{}}).serve(c)
 	}
 }
 
@@ -37,26 +38,39 @@ type node struct {
 	text    []byte
 }
 
+// file is what a fid is.
+type file struct {
+	at   *node
+	open bool
+}
+
 type minimal struct {
 	root *node
-	fids map[uint32]*node
+	fids map[uint32]file
 	out  []byte
 }
 
+// minimalMost is how long a message can be, in bytes.
+const minimalMost = 8 << 10
+
 func (s *minimal) serve(c net.Conn) {
 	defer c.Close()
-	in := bufio.NewReaderSize(c, 8<<10)
+	in := bufio.NewReaderSize(c, minimalMost)
 	for {
 		head, err := in.Peek(4)
 		if err != nil {
 			return
 		}
-		m, err := in.Peek(int(binary.LittleEndian.Uint32(head)))
+		size := binary.LittleEndian.Uint32(head)
+		if size < 7 || size > minimalMost {
+			return
+		}
+		m, err := in.Peek(int(size))
 		if err != nil {
 			return
 		}
 		s.out = append(s.out[:0], 0, 0, 0, 0, m[4]+1, m[5], m[6])
-		if !s.answer(m[4], m[7:]) {
+		if !s.answer(m[4], &fields{p: m[7:]}) {
 			s.out = appendString(append(s.out[:0], 0, 0, 0, 0, rerror, m[5], m[6]), "no such thing")
 		}
 		in.Discard(len(m))
@@ -66,49 +80,72 @@ func (s *minimal) serve(c net.Conn) {
 	}
 }
 
-// answer appends what follows the tag.
-func (s *minimal) answer(kind byte, m []byte) bool {
-	fid := binary.LittleEndian.Uint32(m)
-	f := s.fids[fid]
+// answer appends what follows the tag. It is false for what cannot be.
+func (s *minimal) answer(kind byte, m *fields) bool {
+	fid := uint32(m.number(4)) // of a Tversion, the size
+	f, known := s.fids[fid]
 	switch {
 	case kind == tversion:
-		s.out = appendString(append(s.out, m[:4]...), "9P2000")
+		s.out = binary.LittleEndian.AppendUint32(s.out, min(fid, minimalMost))
+		s.out = appendString(s.out, "9P2000")
+		m.text()
 	case kind == tattach:
-		s.fids[fid] = s.root
+		m.number(4)
+		m.text()
+		m.text()
+		if known || !m.whole() {
+			return false
+		}
+		s.fids[fid] = file{at: s.root}
 		s.qid(s.root)
-	case f == nil:
+	case !known:
 		return false
 	case kind == twalk:
-		return s.walk(f, m[4:])
+		return !f.open && s.walk(fid, f.at, m)
 	case kind == topen:
-		s.qid(f)
+		if m.number(1) != 0 || f.open || !m.whole() {
+			return false
+		}
+		s.fids[fid] = file{f.at, true}
+		s.qid(f.at)
 		s.out = append(s.out, 0, 0, 0, 0)
 	case kind == tread:
-		off, count := binary.LittleEndian.Uint64(m[4:]), binary.LittleEndian.Uint32(m[12:])
-		text := f.text[min(off, uint64(len(f.text))):]
-		text = text[:min(uint64(count), uint64(len(text)))]
+		off, count := m.number(8), m.number(4)
+		if !f.open || f.at.entries != nil {
+			return false
+		}
+		text := f.at.text[min(off, uint64(len(f.at.text))):]
+		text = text[:min(count, uint64(len(text)))]
 		s.out = append(binary.LittleEndian.AppendUint32(s.out, uint32(len(text))), text...)
 	case kind == tclunk:
 		delete(s.fids, fid)
 	default:
 		return false
 	}
-	return true
+	return m.whole()
 }
 
-func (s *minimal) walk(f *node, m []byte) bool {
-	newfid, n := binary.LittleEndian.Uint32(m), binary.LittleEndian.Uint16(m[4:])
-	s.out = append(s.out, m[4], m[5])
-	m = m[6:]
-	for range n {
-		size := binary.LittleEndian.Uint16(m)
-		if f = f.entries[string(m[2:2+size])]; f == nil {
-			return false
-		}
-		m = m[2+size:]
-		s.qid(f)
+// walk makes the new fid only if it comes to the end.
+func (s *minimal) walk(fid uint32, at *node, m *fields) bool {
+	newfid, n := uint32(m.number(4)), m.number(2)
+	if _, known := s.fids[newfid]; known && newfid != fid || n > 16 {
+		return false
 	}
-	s.fids[newfid] = f
+	count := len(s.out)
+	s.out = append(s.out, 0, 0)
+	for i := range n {
+		next := at.entries[string(m.text())]
+		if next == nil {
+			return i > 0
+		}
+		at = next
+		s.qid(at)
+		s.out[count]++
+	}
+	if !m.whole() {
+		return false
+	}
+	s.fids[newfid] = file{at: at}
 	return true
 }
 
@@ -120,3 +157,33 @@ func (s *minimal) qid(f *node) {
 	s.out = append(s.out, kind, 0, 0, 0, 0)
 	s.out = binary.LittleEndian.AppendUint64(s.out, f.qid)
 }
+
+// fields are those of a message that are still to be read. What is not there
+// reads as nothing.
+type fields struct {
+	p     []byte
+	short bool
+}
+
+func (f *fields) take(n int) []byte {
+	if n > len(f.p) {
+		f.short = true
+		return nil
+	}
+	p := f.p[:n]
+	f.p = f.p[n:]
+	return p
+}
+
+// number is a number of so many bytes.
+func (f *fields) number(bytes int) (n uint64) {
+	for i, b := range f.take(bytes) {
+		n |= uint64(b) << (8 * i)
+	}
+	return n
+}
+
+func (f *fields) text() []byte { return f.take(int(f.number(2))) }
+
+// whole reports whether all was there, and nothing besides.
+func (f *fields) whole() bool { return !f.short && len(f.p) == 0 }
