@@ -52,6 +52,18 @@ func status(err error) gofuse.Status {
 	return gofuse.Status(ctl.Errno(err))
 }
 
+// stale is status for a request to which a name led the kernel. If what it
+// was led to is gone, the name may lead to something new of which it was not
+// told yet: on ESTALE it asks for the names of the path once more.
+func stale(ctx context.Context, n fs.Node, err error) gofuse.Status {
+	if ctl.Errno(err) == syscall.ENOENT {
+		if _, err := n.Attr(ctx); err != nil && ctl.Errno(err) == syscall.ENOENT {
+			return gofuse.Status(syscall.ESTALE)
+		}
+	}
+	return status(err)
+}
+
 // dir finds a directory that the kernel knows.
 func (b *bridge) dir(id uint64) (fs.Dir, gofuse.Status) {
 	switch n := b.inodes.get(id).(type) {
@@ -71,7 +83,7 @@ func (b *bridge) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name string,
 	ctx := newContext(cancel)
 	n, err := d.Lookup(ctx, name)
 	if err != nil {
-		return status(err)
+		return stale(ctx, d, err)
 	}
 	return b.entry(ctx, h.NodeId, name, n, out)
 }
@@ -126,7 +138,7 @@ func (b *bridge) attr(ctx context.Context, n fs.Node, out *gofuse.AttrOut) gofus
 	}
 	attr, err := n.Attr(ctx)
 	if err != nil {
-		return status(err)
+		return stale(ctx, n, err)
 	}
 	out.SetTimeout(b.timeout)
 	fill(&out.Attr, &attr)
@@ -143,7 +155,7 @@ func (b *bridge) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofu
 	ctx := newContext(cancel)
 	if c, some := accessChange(in); some {
 		if err := n.SetAttr(ctx, cred(&in.Caller), c); err != nil {
-			return status(err)
+			return stale(ctx, n, err)
 		}
 	}
 	return b.attr(ctx, n, out)
@@ -246,9 +258,10 @@ func (b *bridge) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.Ope
 	if !ok {
 		return gofuse.ENOENT
 	}
-	h, err := f.Open(newContext(cancel), opener(f, openFlags(in.Flags), &in.Caller), openFlags(in.Flags))
+	ctx := newContext(cancel)
+	h, err := f.Open(ctx, opener(f, openFlags(in.Flags), &in.Caller), openFlags(in.Flags))
 	if err != nil {
-		return status(err)
+		return stale(ctx, f, err)
 	}
 	// What is read is never the kernel's to keep, and a close has nothing
 	// to say: shells close descriptors before they write.

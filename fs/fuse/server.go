@@ -32,8 +32,8 @@ import (
 const MaxRead = 128 << 10
 
 // timeout is how long the kernel believes names and attributes. A name that
-// does not exist is not believed at all.
-const timeout = time.Second
+// does not exist is not believed at all. Tests make it longer.
+var timeout = time.Second
 
 // Options are what a Server may be told.
 type Options struct {
