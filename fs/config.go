@@ -134,14 +134,14 @@ func (f *frame) add(p []byte) (whole, edit string, err error) {
 		f.text = text
 		return "", "", nil
 	case !blank(after):
-		return "", "", ctl.Errorf(syscall.EINVAL, "config: there is more behind the line \"end\"")
+		return "", "", ctl.Errorf(syscall.EINVAL, "write: there is more behind the line \"end\"")
 	}
 	// A remark may be cut too: what comes next is the rest of it.
 	f.text = bytes.Clone(after[bytes.LastIndexByte(after, '\n')+1:])
 	return string(text[:end]) + "\n", "", nil
 }
 
-var errTooLong = ctl.Errorf(syscall.EFBIG, "config: more than %d bytes", MaxWrite)
+var errTooLong = ctl.Errorf(syscall.EFBIG, "write: more than %d bytes", MaxWrite)
 
 // How a text goes on from its head.
 type manner int
