@@ -131,7 +131,7 @@ func askOpener(conn *wire.Conn, req openRequest) ([]*os.File, []string, error) {
 func parseAnswer(fields []string, files, wants int) ([]string, error) {
 	switch {
 	case len(fields) == 3 && fields[0] == "error" && files == 0:
-		if errno, ok := errnoNamed(fields[1]); ok {
+		if errno := wire.ErrnoNamed(fields[1]); errno != 0 {
 			return nil, &ctl.Error{Errno: errno, Reason: oneLine(clip(fields[2]))}
 		}
 	case fields[0] == "ok":

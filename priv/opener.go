@@ -507,9 +507,3 @@ func (o *opener) refused(w ctl.Want, err error) error {
 	}
 	return ctl.Errorf(errno, "open %s as %s: %s", w.Path, o.who, reason)
 }
-
-// maxReason bounds a sentence that another process said, in bytes. Quoting
-// makes at most four of one.
-const maxReason = 8 << 10
-
-func clip(s string) string { return s[:min(len(s), maxReason)] }

@@ -1,21 +1,6 @@
 package priv
 
-import (
-	"strings"
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
-
-// errnoNamed is the inverse of unix.ErrnoName.
-func errnoNamed(name string) (syscall.Errno, bool) {
-	for e := syscall.Errno(1); e < 200; e++ {
-		if unix.ErrnoName(e) == name {
-			return e, name != ""
-		}
-	}
-	return 0, false
-}
+import "strings"
 
 // oneLine makes control bytes of a text that others wrote harmless in a log
 // and in err.
@@ -27,3 +12,9 @@ func oneLine(s string) string {
 		return r
 	}, s)
 }
+
+// maxReason bounds a sentence that another process said, in bytes. Quoting
+// makes at most four of one.
+const maxReason = 8 << 10
+
+func clip(s string) string { return s[:min(len(s), maxReason)] }

@@ -203,10 +203,23 @@ func parseAnswer(verb string, m Message) (Message, error) {
 	case len(m.Fields) >= 2 && m.Fields[1] == "ok":
 		m.Fields = m.Fields[2:]
 		return m, nil
-	case len(m.Fields) == 4 && m.Fields[1] == "error" && errnos[m.Fields[2]] != 0:
+	case len(m.Fields) == 4 && m.Fields[1] == "error" && ErrnoNamed(m.Fields[2]) != 0:
 		m.Close()
-		return Message{}, &ctl.Error{Errno: errnos[m.Fields[2]], Reason: m.Fields[3]}
+		return Message{}, &ctl.Error{Errno: ErrnoNamed(m.Fields[2]), Reason: m.Fields[3]}
 	}
 	m.Close()
 	return Message{}, ctl.Errorf(syscall.EPROTO, "%s: the answer is not one", verb)
 }
+
+// ErrnoNamed is the inverse of unix.ErrnoName; 0 for what is no such name.
+func ErrnoNamed(name string) syscall.Errno { return errnos[name] }
+
+var errnos = func() map[string]syscall.Errno {
+	m := make(map[string]syscall.Errno)
+	for e := syscall.Errno(1); e < 200; e++ {
+		if name := unix.ErrnoName(e); name != "" {
+			m[name] = e
+		}
+	}
+	return m
+}()

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -187,14 +186,3 @@ func (c *Conn) Peer() (*unix.Ucred, error) {
 
 // Close hangs up. It is not an error to do so twice.
 func (c *Conn) Close() error { return c.c.Close() }
-
-// errnos maps the names of error numbers back to the numbers.
-var errnos = func() map[string]syscall.Errno {
-	m := make(map[string]syscall.Errno)
-	for e := syscall.Errno(1); e < 200; e++ {
-		if name := unix.ErrnoName(e); name != "" {
-			m[name] = e
-		}
-	}
-	return m
-}()
