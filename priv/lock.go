@@ -101,9 +101,9 @@ func same(f *os.File, path string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(a, b)
 }
 
-// lockHolder names the pid of the daemon that serves from the run directory,
-// "" if none does.
-func lockHolder(run string) string {
+// LockHolder is the pid of the daemon that serves from a run directory, "" if
+// none does, "unknown" if it does not say.
+func LockHolder(run string) string {
 	f, err := os.OpenFile(run+"/lock", os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return ""

@@ -37,10 +37,6 @@ func CoreUser() (uid uint32, named bool) {
 	return uid, uid != confine.CoreUID
 }
 
-// LockHolder is the pid of the daemon that serves from a run directory, ""
-// if none does, "unknown" if it does not say.
-func LockHolder(run string) string { return lockHolder(run) }
-
 // Mounted tells what is on a mount point, without asking the file system:
 // nothing, the cover, a daemon's tree, or something of somebody else's.
 func Mounted(point string) (Mount, error) {

@@ -47,7 +47,7 @@ func (t *tree) clear() error {
 			return nil
 		}
 		if run != t.run {
-			if pid := lockHolder(run); pid != "" {
+			if pid := LockHolder(run); pid != "" {
 				return fmt.Errorf("mount point %s: already served by process %s, whose run directory is %s", t.point, pid, run)
 			}
 		}

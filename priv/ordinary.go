@@ -39,7 +39,7 @@ func madeMask() int {
 // set, or because where to mount is for him to say, is empty.
 func Defaults() Options {
 	if !ordinary() {
-		return Options{Mount: DefaultMount, State: DefaultState, Run: DefaultRun, Images: DefaultImages, Networks: DefaultNetworks}
+		return RootDefaults()
 	}
 	state := os.Getenv("XDG_STATE_HOME")
 	if home := os.Getenv("HOME"); !filepath.IsAbs(state) && home != "" {
