@@ -100,8 +100,8 @@ func (g *guest) ends() engine.End {
 	g.t.Helper()
 	select {
 	case <-g.Done():
-	case <-time.After(10 * time.Second):
-		g.t.Fatalf("no end after 10 s; printed %q, exits %+v", g.printed(), g.Exits())
+	case <-time.After(time.Minute):
+		g.t.Fatalf("no end after a minute; printed %q, exits %+v", g.printed(), g.Exits())
 	}
 	return g.End()
 }
@@ -109,9 +109,9 @@ func (g *guest) ends() engine.End {
 // until waits for something to come true.
 func (g *guest) until(what string, true func() bool) {
 	g.t.Helper()
-	for end := time.Now().Add(10 * time.Second); !true(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !true(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			g.t.Fatalf("not within 10 s: %s; printed %q", what, g.printed())
+			g.t.Fatalf("not within a minute: %s; printed %q", what, g.printed())
 		}
 	}
 }
@@ -229,9 +229,9 @@ func TestPause(t *testing.T) {
 	}
 	slices.Sort(times)
 	t.Logf("pauses take from %v to %v, half of them less than %v", times[0], times[19], times[10])
-	// The others waited for a CPU of the host. In scripts/testbed those are
-	// emulated.
-	if times[10] > time.Millisecond && os.Getenv("VMFS_TEST_BOX") == "" {
+	// The longer ones waited for a CPU of the host, and on a busy one that may
+	// be nearly all. In scripts/testbed CPUs are emulated.
+	if times[0] > time.Millisecond && os.Getenv("VMFS_TEST_BOX") == "" {
 		t.Error("a pause takes more than a millisecond")
 	}
 	w := start(t, nativetest.New().Print("w").Bytes(0xfa).Hlt(), nil) // cli: for ever
