@@ -350,7 +350,7 @@ func (m *Manager) Version(ctx context.Context) string {
 		fmt.Fprintf(&b, "engines unknown: %s\n", oneLine(err.Error()))
 		return b.String()
 	case e.QEMU == "":
-		b.WriteString("qemu no: qemu-system-x86_64 is not installed (package qemu-system-x86)\n")
+		b.WriteString("qemu no: " + noQEMU + "\n")
 	default:
 		fmt.Fprintf(&b, "qemu %s %s\n", oneWord(e.QEMUVersion), e.QEMU)
 	}

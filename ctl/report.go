@@ -117,11 +117,18 @@ func (vm *VM) Check(ctx context.Context) string {
 	if !vm.Active() {
 		say(vm.m.allows(vm.owner(), d.charge()))
 	}
-	_, err := vm.engine(ctx, d)
+	engines, err := vm.chooser(ctx, d)
+	if err == nil {
+		_, err = engines.choose(nil)
+	}
 	say(err)
 	say(d.complete())
-	for _, w := range d.wants(&Launch{}) {
-		say(vm.checkFile(ctx, d, w))
+	spec := &Launch{}
+	for _, w := range d.wants(spec) {
+		say(vm.checkFile(ctx, w))
+	}
+	if err == nil { // else it was said
+		say(engines.settle(spec))
 	}
 	for _, n := range d.numbers("nic") {
 		found = append(found, vm.checkNIC(ctx, d, n)...)
@@ -133,13 +140,14 @@ func (vm *VM) Check(ctx context.Context) string {
 }
 
 // checkFile opens one file of a launch, with those behind it, and looks who
-// holds a disk.
-func (vm *VM) checkFile(ctx context.Context, d *definition, w want) error {
+// holds a disk. What the launch takes of them are the formats: they are closed.
+func (vm *VM) checkFile(ctx context.Context, w want) error {
 	opened, err := vm.m.Host.Open(ctx, w.uid, []Want{w.Want})
 	if err != nil {
 		return Errorf(Errno(err), "%s: %v", w.attr, err)
 	}
 	defer opened[0].Close()
+	w.take(opened[0])
 	if !strings.HasPrefix(w.attr, "disk/") || vm.Active() {
 		return nil
 	}

@@ -49,11 +49,12 @@ const (
 	fastLimit = 3
 )
 
-// startTime bounds a start with QEMU, and undoTime what follows when it
-// failed.
+// startTime bounds a start, nativeTime one with the native engine, and
+// undoTime what follows when it failed.
 const (
-	startTime = 15 * time.Second
-	undoTime  = 5 * time.Second
+	startTime  = 15 * time.Second
+	nativeTime = 5 * time.Second
+	undoTime   = 5 * time.Second
 )
 
 // Steps are what a start does, in order, with NICSteps after record. A test
@@ -74,7 +75,7 @@ func (vm *VM) start(ctx context.Context, who string) error {
 	if err != nil {
 		return err
 	}
-	own, cancel := context.WithTimeoutCause(own, startTime, errStartTime)
+	own, cancel := context.WithTimeoutCause(own, startTime, tooLong(startTime))
 	defer cancel()
 	vm.event("starting", who, "")
 	if err = vm.perform(own, l); err == nil {
@@ -87,7 +88,10 @@ func (vm *VM) start(ctx context.Context, who string) error {
 	return vm.abandon(l, before, who, err)
 }
 
-var errStartTime = Errorf(syscall.ETIMEDOUT, "the guest did not run within %v", startTime)
+// tooLong is why a start ends that lasts longer than it may.
+func tooLong(limit time.Duration) error {
+	return Errorf(syscall.ETIMEDOUT, "the guest did not run within %v", limit)
+}
 
 // startEnded is the cause when another verb ends a start.
 type startEnded struct{ verb, by string }
@@ -144,26 +148,37 @@ func (vm *VM) startAllowed() time.Duration {
 // perform does the Steps. Files that it opened are closed when it returns:
 // the guest process has its own.
 func (vm *VM) perform(ctx context.Context, l *launch) error {
+	began := time.Now()
 	vm.changed()
 	d := vm.def.Load()
 	if err := vm.charge(d); err != nil {
 		return err
 	}
 	atStep(vm.m.State, "check")
-	engine, err := vm.engine(ctx, d)
+	engines, err := vm.chooser(ctx, d)
 	if err != nil {
+		return err
+	}
+	if _, err := engines.choose(nil); err != nil {
 		return err
 	}
 	if err := d.complete(); err != nil {
 		return err
 	}
-	spec := &Launch{ID: vm.id, Name: vm.Name(), Accel: engine.accel, Reason: engine.reason}
+	spec := &Launch{ID: vm.id, Name: vm.Name()}
 	d.describe(spec)
 	defer spec.Close()
 
 	atStep(vm.m.State, "open")
 	if err := vm.open(ctx, d, spec); err != nil {
 		return err
+	}
+	if err := engines.settle(spec); err != nil {
+		return err
+	}
+	if spec.Accel == accelNative {
+		late := time.AfterFunc(nativeTime-time.Since(began), func() { l.undo(tooLong(nativeTime)) })
+		defer late.Stop()
 	}
 	atStep(vm.m.State, "record")
 	if err := vm.recordLaunch(l, d, spec); err != nil {
@@ -262,26 +277,6 @@ func (l *Launch) Close() {
 // outward reports whether a NIC is on the engine's own network.
 func (l *Launch) outward() bool {
 	return slices.ContainsFunc(l.NICs, func(n LaunchNIC) bool { return n.Tap == nil })
-}
-
-// engineChoice is how a machine will run.
-type engineChoice struct{ accel, reason string }
-
-// engine picks QEMU with KVM, else with TCG, and says why.
-func (vm *VM) engine(ctx context.Context, d *definition) (engineChoice, error) {
-	if d.get("engine") == "native" {
-		return engineChoice{}, Errorf(syscall.ENODEV, "engine native: this program has none; auto or qemu runs")
-	}
-	e, err := vm.m.Host.Engines(ctx)
-	switch {
-	case err != nil:
-		return engineChoice{}, err
-	case e.QEMU == "":
-		return engineChoice{}, Errorf(syscall.ENODEV, "engine qemu: qemu-system-x86_64 is not installed (package qemu-system-x86)")
-	case e.KVM:
-		return engineChoice{"kvm", "kvm"}, nil
-	}
-	return engineChoice{"tcg", "tcg, no kvm: " + oneLine(e.KVMReason)}, nil
 }
 
 // want is a file of a launch: where it is named, and where it goes.

@@ -329,6 +329,9 @@ func (c *conn) Give(_ context.Context, l *ctl.Launch) error {
 		c.g.medium = l.Cdrom.Name()
 	}
 	c.g.state.Generation, c.g.state.Name, c.g.state.Engine, c.g.state.Reason = l.Generation, l.Name, "qemu 7.2.0 "+l.Accel, l.Reason
+	if l.Accel == "native" {
+		c.g.state.Engine = "native"
+	}
 	return nil
 }
 

@@ -36,7 +36,7 @@ import (
 
 // MaxDevices is how many disks and NICs a machine has, together: each has an
 // interrupt line of its own.
-const MaxDevices = 17
+const MaxDevices = ctl.MaxNativeDevices
 
 // MaxCPUs is how many CPUs a machine has at most.
 const MaxCPUs = 64
