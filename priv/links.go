@@ -380,11 +380,21 @@ func parseWays(args []string) (linkAct, error) {
 	}
 	return func(_ context.Context, n *network.Network, l ctl.Link) (reply, error) {
 		ways, err := n.Ways(l, forward)
-		for i, w := range ways {
-			ways[i] = clip(oneLine(w))
-		}
-		return reply{fields: ways}, err
+		return reply{fields: waysFields(ways)}, err
 	}, nil
+}
+
+// maxWays is how many an answer tells of: a router has routes without number.
+const maxWays = 64
+
+func waysFields(ways []string) []string {
+	if more := len(ways) - maxWays; more > 0 {
+		ways = append(ways[:maxWays:maxWays], fmt.Sprintf("and %d more", more))
+	}
+	for i, w := range ways {
+		ways[i] = clip(oneLine(w))
+	}
+	return ways
 }
 
 func parseListen(args []string) (linkAct, error) {

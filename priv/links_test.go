@@ -269,6 +269,21 @@ func TestHostileRefused(t *testing.T) {
 	}
 }
 
+// TestManyWays: a host with a full table of routes has a check all the same.
+func TestManyWays(t *testing.T) {
+	var ways []string
+	for i := range 1000 {
+		ways = append(ways, fmt.Sprintf("the route to 10.%d.%d.0/24 leads to a-long-ifname0\n", i/256, i%256))
+	}
+	fields := waysFields(ways)
+	if _, err := wire.Encode(append([]string{"18446744073709551615", "ok"}, fields...)...); err != nil {
+		t.Error(err)
+	}
+	if got := fields[len(fields)-1]; got != "and 936 more" || strings.ContainsAny(fields[0], "\n") {
+		t.Errorf("%q ... %q", fields[0], got)
+	}
+}
+
 func links(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("ip", "-o", "link").CombinedOutput()
