@@ -24,7 +24,7 @@ import (
 //	alias "the printers"
 //	up yes
 //	number 0
-//	uplink eth1 3 down
+//	uplink eth1 3 no
 //	table 10
 //	group dmz
 //	address 10.1.0.1/24
