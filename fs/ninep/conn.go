@@ -151,6 +151,16 @@ var errFrame = errors.New("a message of a size that cannot be")
 // frame reads a message. It is good until the next one is read, but for one
 // longer than inBuffer, which nobody uses again.
 func (c *conn) frame() ([]byte, error) {
+	if _, err := c.in.Peek(1); err != nil {
+		return nil, err
+	}
+	if !c.whole() {
+		c.endTurn()
+		if c.attached {
+			c.nc.SetReadDeadline(time.Now().Add(c.server.limits.Frame))
+			defer c.nc.SetReadDeadline(noDeadline)
+		}
+	}
 	head, err := c.in.Peek(4)
 	if err != nil {
 		return nil, err
@@ -163,13 +173,6 @@ func (c *conn) frame() ([]byte, error) {
 	if size < headerSize || size > most {
 		return nil, errFrame
 	}
-	if c.in.Buffered() < int(size) {
-		c.endTurn()
-		if c.attached {
-			c.nc.SetReadDeadline(time.Now().Add(c.server.limits.Frame))
-			defer c.nc.SetReadDeadline(noDeadline)
-		}
-	}
 	if size > inBuffer {
 		frame := make([]byte, size)
 		_, err := io.ReadFull(c.in, frame)
@@ -180,6 +183,12 @@ func (c *conn) frame() ([]byte, error) {
 		c.in.Discard(int(size)) // the bytes stay where they are until more is read
 	}
 	return frame, err
+}
+
+// whole reports whether all of the next message has come.
+func (c *conn) whole() bool {
+	p, _ := c.in.Peek(c.in.Buffered())
+	return len(p) >= 4 && uint64(len(p)) >= uint64(binary.LittleEndian.Uint32(p))
 }
 
 // message works on a message or sees to it that somebody does. An error ends
@@ -347,17 +356,17 @@ func (c *conn) finish(r *request) {
 
 // answers ends the life of r's tags and gives what is to be said: the answer
 // first, if it says more than that it was interrupted, then to those who
-// flushed it. Nothing can come between, since c.out is held.
+// flushed it. A refusal does say more: who only had a signal in between, and
+// flushed, still hears why. Nothing can come between, since c.out is held.
 func (c *conn) answers(r *request, answer []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	interrupted := r.ctx.Err() != nil
 	r.cancel()
 	if r.dropped {
 		return nil
 	}
 	r.forget()
-	if len(r.flushes) > 0 && interrupted && answer[4] == proto.Rerror {
+	if len(r.flushes) > 0 && bytes.Equal(answer, composeError(r.tag, syscall.EINTR, r.s.dotu)) {
 		answer = nil
 	}
 	for _, tag := range r.flushes {

@@ -2,10 +2,14 @@ package ninep
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,13 +94,13 @@ func TestRevoked(t *testing.T) {
 // waitFor waits for something that happens soon.
 func waitFor(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for range 500 {
+	for range 3000 {
 		if f() {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("not within 5 s: %s", what)
+	t.Errorf("not within 30 s: %s", what)
 }
 
 func tread(tag uint16, fid uint32) *proto.TRead {
@@ -118,6 +122,10 @@ func fakes() (d fakeDir, hear chan struct{}) {
 			<-ctx.Done()
 			return copy(p, "bytes"), nil
 		}},
+		"full": {ino: 8, read: func(ctx context.Context, _ []byte) (int, error) {
+			<-ctx.Done()
+			return 0, syscall.ENOSPC
+		}},
 		"panics": {ino: 5, read: func(context.Context, []byte) (int, error) { panic("as it should") }},
 		"long":   {ino: 6, size: 1 << 20, read: func(_ context.Context, p []byte) (int, error) { return len(p), nil }},
 		"slow": {ino: 7, write: func(ctx context.Context, _ []byte) error {
@@ -134,47 +142,65 @@ func (d fakeDir) opens() (n int) {
 	return n
 }
 
+// wants holds the next answer against its type and its tag.
+func (r *raw) wants(kind uint8, tag uint16) {
+	r.t.Helper()
+	if p := r.receive(); p[4] != kind || binary.LittleEndian.Uint16(p[5:]) != tag {
+		r.t.Errorf("answer %d %d, want %d %d", p[4], p[5], kind, tag)
+	}
+}
+
 // A flush is answered when what it flushed has ended, whose answer comes
-// before if it has one that says something; or soon.
+// before if it has one that says something.
 func TestFlush(t *testing.T) {
+	d, _ := fakes()
+	addr, _ := serve(t, d, Options{Limits: Limits{Flush: time.Hour}}, is(root)) // nothing is given up
+	for _, version := range []string{"9P2000", "9P2000.u"} {
+		c := attached(t, addr, version)
+		for fid, name := range []string{1: "waits", 2: "got", 3: "full"} {
+			if fid == 0 {
+				continue
+			}
+			if e := c.open(uint32(fid), name, proto.Ordwr); e != "" {
+				t.Fatal(e)
+			}
+		}
+		c.send(tread(10, 1))
+		c.send(tflush(11, 10))
+		c.wants(proto.Rflush, 11)
+		c.send(tread(10, 2))
+		c.send(tflush(11, 10))
+		c.wants(proto.Rread, 10)
+		c.wants(proto.Rflush, 11)
+		c.send(tread(10, 3))
+		c.send(tflush(11, 10))
+		c.wants(proto.Rerror, 10)
+		c.wants(proto.Rflush, 11)
+		c.send(tflush(11, 10)) // there is no such request any more
+		c.wants(proto.Rflush, 11)
+	}
+}
+
+// What does not end is given up soon, and never answered: its tag is free.
+func TestFlushOfTheDeaf(t *testing.T) {
 	d, hear := fakes()
 	addr, _ := serve(t, d, Options{}, is(root))
 	c := attached(t, addr, "9P2000")
-	for i, name := range []string{"waits", "deaf", "got"} {
-		if e := c.open(uint32(i+1), name, proto.Ordwr); e != "" {
-			t.Fatal(e)
-		}
+	if e := c.open(2, "deaf", proto.Ordwr); e != "" {
+		t.Fatal(e)
 	}
-	answer := func(kind uint8, tag uint16) {
-		t.Helper()
-		if p := c.receive(); p[4] != kind || uint16(p[5]) != tag {
-			t.Errorf("answer %d %d, want %d %d", p[4], p[5], kind, tag)
-		}
-	}
-	c.send(tread(10, 1))
-	start := time.Now()
-	c.send(tflush(11, 10))
-	answer(proto.Rflush, 11)
-	if d := time.Since(start); d > 30*time.Millisecond {
-		t.Errorf("flush took %v", d)
-	}
-
-	c.send(tread(10, 3))
-	c.send(tflush(11, 10))
-	answer(proto.Rread, 10)
-	answer(proto.Rflush, 11)
-
 	c.send(tread(10, 2))
 	for tag := uint16(11); tag < 15; tag++ { // of the read, and of each other
 		c.send(tflush(tag, tag-1))
 	}
 	for tag := uint16(11); tag < 15; tag++ {
-		answer(proto.Rflush, tag)
+		c.wants(proto.Rflush, tag)
 	}
-	close(hear)
-	time.Sleep(20 * time.Millisecond)
-	c.send(tread(10, 2)) // the tag is free, and the answer is to this one
-	answer(proto.Rread, 10)
+	c.send(tread(10, 2))
+	close(hear) // both end now, and one is answered
+	c.wants(proto.Rread, 10)
+	c.send(tflush(11, 10))
+	c.wants(proto.Rflush, 11)
 	c.clunk(2)
 }
 
@@ -243,29 +269,53 @@ func TestPanic(t *testing.T) {
 	}
 }
 
+// One who does not attach, and one who does not end a message, is hung up on.
+func TestTooSlow(t *testing.T) {
+	d, _ := fakes()
+	const soon = 50 * time.Millisecond
+	addr, _ := serve(t, d, Options{Limits: Limits{Attach: soon}}, is(alice))
+	dial(t, addr).hungUp()
+	version := dial(t, addr)
+	version.send(&proto.TRVersion{Header: header(proto.Tversion, noTag), Msize: 8192, Version: "9P2000"})
+	version.hungUp()
+
+	addr, _ = serve(t, d, Options{Limits: Limits{Frame: soon}}, is(alice))
+	for _, half := range [][]byte{{100}, {100, 0, 0, 0, proto.Tclunk}} {
+		c := attached(t, addr, "9P2000")
+		c.sendBytes(half)
+		c.hungUp()
+	}
+}
+
 // Bounds of one connection and of one user.
 func TestLimits(t *testing.T) {
 	d, _ := fakes()
-	limits := Limits{Fids: 10, Requests: 4, Held: 20000, Conns: 3, Attach: 300 * time.Millisecond, Frame: 300 * time.Millisecond, Write: 300 * time.Millisecond}
-	addr, _ := serve(t, d, Options{Limits: limits}, is(alice))
-
-	// one who does not attach, and one who does not end a message
-	idle := dial(t, addr)
-	half := attached(t, addr, "9P2000")
-	half.sendBytes([]byte{100, 0, 0, 0, proto.Tclunk})
-	idle.hungUp()
-	half.hungUp()
-
-	// connections of one user
-	var c *raw
-	for range 3 {
-		c = attached(t, addr, "9P2000")
+	limits := Limits{Fids: 3, Requests: 4, Held: 20000, Conns: 3}
+	addr, s := serve(t, d, Options{Limits: limits}, is(alice))
+	var all [3]*raw
+	for i := range all {
+		all[i] = attached(t, addr, "9P2000")
 	}
-	more := dial(t, addr)
-	more.hungUp()
+	dial(t, addr).hungUp()
+
+	// files: of a connection, and of all connections of a user
+	c := all[0]
+	for fid := range uint32(2) {
+		if e := c.walk(0, fid+1, ""); e != "" {
+			t.Fatal(e)
+		}
+	}
+	if e := c.walk(0, 9, ""); e != "Too many open files" {
+		t.Errorf("a fourth fid: %q", e)
+	}
+	if e := c.walk(1, 1, "slow"); e != "" { // it is no more of them
+		t.Error(e)
+	}
+	if e := c.try(&proto.TOpen{Header: header(proto.Topen, 1), Fid: 1, Mode: proto.Owrite}); e != "" {
+		t.Error(e)
+	}
 
 	// writes that wait
-	c.open(1, "slow", proto.Owrite)
 	for tag := range uint16(2) {
 		c.send(&proto.TWrite{Header: header(proto.Twrite, 20+tag), Fid: 1, Count: 9000, Data: make([]byte, 9000)})
 	}
@@ -273,18 +323,82 @@ func TestLimits(t *testing.T) {
 		t.Errorf("27000 bytes held: %q", e)
 	}
 	c.send(tflush(5, 20))
-	if p := c.receive(); p[4] != proto.Rflush {
-		t.Errorf("flush: %q", p)
+	c.wants(proto.Rflush, 5)
+
+	// requests that wait, beside which flush and clunk get through
+	for tag := range uint16(3) {
+		c.send(&proto.TWrite{Header: header(proto.Twrite, 30+tag), Fid: 1, Count: 1, Data: []byte("x")})
+	}
+	if e := c.write(1, "x"); e != "Resource temporarily unavailable" {
+		t.Errorf("a fifth request: %q", e)
+	}
+	c.send(tflush(5, 30))
+	c.wants(proto.Rflush, 5)
+	if e := c.clunk(2); e != "" {
+		t.Error(e)
+	}
+	for _, c := range all {
+		c.c.Close()
+	}
+	waitFor(t, "nothing is counted", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return d.opens() == 0 && len(s.conns) == 0 && len(s.users) == 0
+	})
+}
+
+// A user has four times the files of a connection, and twice its requests.
+func TestLimitsOfUser(t *testing.T) {
+	d, _ := fakes()
+	addr, _ := serve(t, d, Options{Limits: Limits{Fids: 4, Requests: 2, Conns: 10}}, is(alice))
+	for range 4 {
+		c := attached(t, addr, "9P2000")
+		for fid := range uint32(3) {
+			if e := c.walk(0, fid+1, ""); e != "" {
+				t.Fatal(e)
+			}
+		}
+	}
+	c := dial(t, addr)
+	c.rpc(&proto.TRVersion{Header: header(proto.Tversion, noTag), Msize: 8192, Version: "9P2000"})
+	if e := c.try(&proto.TAttach{Header: header(proto.Tattach, 1), Afid: noID}); e != "Too many open files" {
+		t.Errorf("a seventeenth fid: %q", e)
 	}
 
-	// one who never reads
-	c.open(2, "long", proto.Oread)
-	c.c.(*net.UnixConn).SetReadBuffer(1)
-	c.c.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	for {
-		if _, err := c.c.Write(tread(30, 2).Compose()); err != nil {
+	addr, _ = serve(t, d, Options{Limits: Limits{Requests: 2}}, is(alice))
+	for i := range 3 {
+		c := attached(t, addr, "9P2000")
+		if e := c.open(1, "waits", proto.Oread); e != "" {
+			t.Fatal(e)
+		}
+		if i == 2 {
+			if e := c.try(tread(7, 1)); e != "Resource temporarily unavailable" {
+				t.Errorf("a fifth request: %q", e)
+			}
 			break
 		}
+		c.send(tread(7, 1))
+		c.send(tread(8, 1))
+		c.walk(0, 2, "") // what comes before it has been counted
+	}
+}
+
+// One who never reads is hung up on, and what he has open closed.
+func TestNeverReads(t *testing.T) {
+	d, _ := fakes()
+	addr, _ := serve(t, d, Options{Limits: Limits{Write: 50 * time.Millisecond}}, is(alice))
+	c := attached(t, addr, "9P2000")
+	if e := c.open(2, "long", proto.Oread); e != "" {
+		t.Fatal(e)
+	}
+	c.c.(*net.UnixConn).SetReadBuffer(1)
+	c.c.SetWriteDeadline(time.Now().Add(30 * time.Second))
+	var err error
+	for err == nil {
+		_, err = c.c.Write(tread(30, 2).Compose())
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the server did not hang up")
 	}
 	waitFor(t, "no file open", func() bool { return d.opens() == 0 })
 }

@@ -126,7 +126,7 @@ func (r *raw) send(m proto.FCall) { r.t.Helper(); r.sendBytes(m.Compose()) }
 // receive reads an answer, as bytes.
 func (r *raw) receive() []byte {
 	r.t.Helper()
-	p, err := r.receiveBy(5 * time.Second)
+	p, err := r.receiveBy(30 * time.Second)
 	if err != nil {
 		r.t.Fatalf("receive: %v", err)
 	}
@@ -209,7 +209,7 @@ func (r *raw) clunk(fid uint32) string {
 // hungUp wants the server to hang up, after whatever it says.
 func (r *raw) hungUp() {
 	r.t.Helper()
-	r.c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	r.c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := io.Copy(io.Discard, r.in); err != nil && !strings.Contains(err.Error(), "reset") && !strings.Contains(err.Error(), "broken pipe") {
 		r.t.Errorf("the server did not hang up: %v", err)
 	}

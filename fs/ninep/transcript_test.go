@@ -144,7 +144,7 @@ func (v *conversation) hear(lines []string, out *strings.Builder, where string) 
 			return
 		}
 		want := strings.TrimSpace(line[1:])
-		p, err := v.c.receiveBy(2 * time.Second)
+		p, err := v.c.receiveBy(30 * time.Second)
 		got := "hung up"
 		if err == nil {
 			got = v.show(p)

@@ -53,8 +53,8 @@ func TestNotConnected(t *testing.T) {
 				tree.Close()
 				t.Error("connected")
 			}
-			if d := time.Since(begin); d > 2*time.Second {
-				t.Errorf("that took %v", d)
+			if d := time.Since(begin); d >= connectTime {
+				t.Errorf("it was waited for, for %v", d)
 			}
 		})
 	}
@@ -267,21 +267,20 @@ func opened(t *testing.T, does map[uint8]reply, flags fs.Flags) (*fake, fs.Handl
 }
 
 // interruptedRead reads, and is interrupted a little later.
-func interruptedRead(h fs.Handle) (text string, took time.Duration, err error) {
+func interruptedRead(h fs.Handle) (text string, err error) {
 	ctx, cancel := context.WithCancel(bg)
 	time.AfterFunc(30*time.Millisecond, cancel)
-	begin := time.Now()
 	p := make([]byte, 10)
 	n, err := h.Read(ctx, p, 0)
-	return string(p[:n]), time.Since(begin) - 30*time.Millisecond, err
+	return string(p[:n]), err
 }
 
 // A read is interrupted when the server says so; what it gives all the same
 // is taken; and a server that does not answer holds nobody.
 func TestInterrupted(t *testing.T) {
 	_, h := opened(t, map[uint8]reply{proto.Tread: never}, fs.Flags{Read: true})
-	if text, d, err := interruptedRead(h); text != "" || err != context.Canceled || d > 200*time.Millisecond {
-		t.Errorf("flushed: %q, %v after %v", text, err, d)
+	if text, err := interruptedRead(h); text != "" || err != context.Canceled {
+		t.Errorf("flushed: %q, %v", text, err)
 	}
 
 	var read uint16
@@ -294,17 +293,37 @@ func TestInterrupted(t *testing.T) {
 	}
 	_, h = opened(t, does, fs.Flags{Read: true})
 	for range 3 {
-		if text, _, err := interruptedRead(h); text != "abc" || err != nil {
+		if text, err := interruptedRead(h); text != "abc" || err != nil {
 			t.Errorf("answered before the flush: %q, %v", text, err)
 		}
 	}
 
 	_, h = opened(t, map[uint8]reply{proto.Tread: never, proto.Tflush: never}, fs.Flags{Read: true})
-	if text, d, err := interruptedRead(h); text != "" || !errors.Is(err, context.Canceled) || d > flushTime+200*time.Millisecond {
-		t.Errorf("never answered: %q, %v after %v", text, err, d)
+	if text, err := interruptedRead(h); text != "" || !errors.Is(err, context.Canceled) || !errors.As(err, new(abandoned)) {
+		t.Errorf("never answered: %q, %v", text, err)
 	}
-	if _, _, err := interruptedRead(h); !errors.Is(err, context.Canceled) {
+	if _, err := interruptedRead(h); !errors.Is(err, context.Canceled) {
 		t.Errorf("the next read: %v", err)
+	}
+}
+
+// Whoever has a signal while he asks for what is refused hears why: the runtime
+// of a Go program, for one, sends itself many.
+func TestRefusedMeanwhile(t *testing.T) {
+	var asked uint16
+	ctx, cancel := context.WithCancel(bg)
+	tree := newFake(t, map[uint8]reply{
+		proto.Twstat: func(_ *fakeConn, tag uint16, _ []byte) { asked = tag; cancel() },
+		proto.Tflush: func(c *fakeConn, tag uint16, body []byte) {
+			if f := (fields{p: body}); asked != 0 && f.u16() == asked {
+				c.send(proto.Rerror, asked, append(str("File exists"), le32(int(syscall.EEXIST))...))
+			}
+			c.send(proto.Rflush, tag, nil)
+		},
+	}).tree()
+	root := tree.Root()
+	if err := root.Rename(ctx, ctl.Cred{}, "a", root, "b"); !errors.Is(err, syscall.EEXIST) {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -343,7 +362,7 @@ func TestNotRead(t *testing.T) {
 	if err := h.Write(ctx, p); err == nil {
 		t.Error("written")
 	}
-	if d := time.Since(begin); d > flushTime+300*time.Millisecond {
+	if d := time.Since(begin); d >= writeTime {
 		t.Errorf("an interrupted write took %v", d)
 	}
 }
@@ -367,13 +386,13 @@ func TestLateWalk(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 300 {
+	for range 3000 {
 		if ok() {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("not within 3 s: %s", what)
+	t.Errorf("not within 30 s: %s", what)
 }
 
 // A server that says nothing, though it was asked what is always answered, is
@@ -390,10 +409,9 @@ func TestSilent(t *testing.T) {
 	}
 	go c.read()
 	go c.write()
-	begin := time.Now()
 	c.watch(20 * time.Millisecond)
-	if d := time.Since(begin); !errors.Is(c.why(), syscall.ETIMEDOUT) || d > time.Second {
-		t.Errorf("got %v after %v", c.why(), d)
+	if !errors.Is(c.why(), syscall.ETIMEDOUT) {
+		t.Errorf("got %v", c.why())
 	}
 }
 
@@ -410,15 +428,13 @@ func TestLost(t *testing.T) {
 		t.Errorf("a read that waited: %v", err)
 	}
 	eventually(t, "the tree knows it", func() bool { c, _, _ := tree.present(); return c == nil })
-	begin := time.Now()
-	_, err = before.Attr(bg)
-	if d := time.Since(begin); !errors.Is(err, syscall.EHOSTDOWN) || d > lostGrace+200*time.Millisecond {
-		t.Errorf("at first: %v after %v", err, d)
+	if _, err = before.Attr(bg); !errors.Is(err, syscall.EHOSTDOWN) {
+		t.Errorf("at first: %v", err)
 	}
-	begin = time.Now()
-	_, err = before.Attr(bg)
-	if d := time.Since(begin); !errors.Is(err, syscall.EHOSTDOWN) || d > 50*time.Millisecond {
-		t.Errorf("then: %v after %v", err, d)
+	impatient, cancel := context.WithCancel(bg)
+	cancel() // so it is no error of the connection's if anything is waited for
+	if _, err = before.Attr(impatient); !errors.Is(err, syscall.EHOSTDOWN) {
+		t.Errorf("then: %v", err)
 	}
 	f.listen()
 	eventually(t, "the tree is back", func() bool { _, err := before.Attr(bg); return err == nil })
