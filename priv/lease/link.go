@@ -15,8 +15,8 @@ import (
 )
 
 // What a link may cost. A frame that is longer than maxFrame is none of ours;
-// a guest that sends more than paceFrames in paceTime waits, and what the
-// socket cannot hold meanwhile is lost.
+// a guest that sends more than paceFrames in paceTime waits, be they ours or
+// not, and what the socket cannot hold meanwhile is lost.
 const (
 	maxFrame   = 1500
 	paceFrames = 20
@@ -148,11 +148,13 @@ func (l *link) serve() {
 	buf := make([]byte, maxFrame)
 	began, n := time.Now(), 0
 	for {
-		f, err := l.recv(buf)
+		f, ok, err := l.recv(buf)
 		if err != nil {
 			return
 		}
-		l.handle(f)
+		if ok {
+			l.handle(f)
+		}
 		if n++; n < paceFrames {
 			continue
 		}
@@ -257,38 +259,32 @@ func multicast(group [16]byte) mac {
 	return mac{0x33, 0x33, group[12], group[13], group[14], group[15]}
 }
 
-// recv waits for a frame that is short enough, of an Ethernet card, meant for
-// the host or for many, and of no VLAN.
-func (l *link) recv(buf []byte) (frame, error) {
+// recv waits for a frame, and says whether it is looked at.
+func (l *link) recv(buf []byte) (f frame, ok bool, err error) {
 	oob := make([]byte, unix.CmsgSpace(sizeofAuxdata))
-	for {
-		var n, oobn, flags int
-		var from unix.Sockaddr
-		var rerr error
-		err := l.raw.Read(func(fd uintptr) bool {
-			n, oobn, flags, from, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_DONTWAIT)
-			return rerr != unix.EAGAIN && rerr != unix.EINTR
-		})
-		if err != nil {
-			return frame{}, err
-		}
-		if rerr == unix.ENETDOWN { // down, for now or for ever
-			if _, err := l.self(); err != nil {
-				return frame{}, err
-			}
-			continue
-		}
-		if rerr != nil {
-			return frame{}, rerr
-		}
-		if f, ok := admit(from, flags, oob[:oobn]); ok {
-			f.body = buf[:n]
-			return f, nil
-		}
+	var n, oobn, flags int
+	var from unix.Sockaddr
+	var rerr error
+	err = l.raw.Read(func(fd uintptr) bool {
+		n, oobn, flags, from, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_DONTWAIT)
+		return rerr != unix.EAGAIN && rerr != unix.EINTR
+	})
+	switch {
+	case err != nil:
+		return frame{}, false, err
+	case rerr == unix.ENETDOWN: // down, for now or for ever
+		_, err := l.self()
+		return frame{}, false, err
+	case rerr != nil:
+		return frame{}, false, rerr
 	}
+	f, ok = admit(from, flags, oob[:oobn])
+	f.body = buf[:n]
+	return f, ok, nil
 }
 
-// admit says whether a frame is looked at.
+// admit looks at a frame that is short enough, of an Ethernet card, meant for
+// the host or for many, and of no VLAN.
 func admit(from unix.Sockaddr, flags int, oob []byte) (frame, bool) {
 	ll, ok := from.(*unix.SockaddrLinklayer)
 	if !ok || ll.Halen != 6 || ll.Hatype != unix.ARPHRD_ETHER || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
