@@ -145,9 +145,7 @@ func (vm *VM) join(ctx context.Context, c *nic, d *definition, sw *Switch) error
 	if err := sw.attach(ctx, vm.port(c, d)); err != nil {
 		return err
 	}
-	vm.mu.Lock()
-	c.sw = sw
-	vm.mu.Unlock()
+	vm.setSwitch(c, sw)
 	return nil
 }
 
@@ -159,10 +157,14 @@ func (vm *VM) unplug(ctx context.Context, c *nic, gone bool) error {
 	if err := c.sw.detach(ctx, c.link, gone); err != nil {
 		return err
 	}
-	vm.mu.Lock()
-	c.sw = nil
-	vm.mu.Unlock()
+	vm.setSwitch(c, nil)
 	return nil
+}
+
+func (vm *VM) setSwitch(c *nic, sw *Switch) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	c.sw = sw
 }
 
 // port is what a switch knows of a NIC.
@@ -209,6 +211,10 @@ func (vm *VM) addressed(ctx context.Context, c *nic, d *definition) error {
 	if d.get(nicAttr(c.n, "local")) != "yes" {
 		return nil
 	}
+	return vm.giveLocal(ctx, c)
+}
+
+func (vm *VM) giveLocal(ctx context.Context, c *nic) error {
 	a, err := vm.m.localAddrs(vm.id, c.n)
 	if err != nil {
 		return err

@@ -164,9 +164,7 @@ func (vm *VM) takeUpPort(ctx context.Context, c *nic, s LinkState, d *definition
 	if err := sw.change(ctx, p, !s.Up || s.Locked != flags.Locked || s.Isolated != flags.Isolated); err != nil {
 		return err
 	}
-	vm.mu.Lock()
-	c.sw = sw
-	vm.mu.Unlock()
+	vm.setSwitch(c, sw)
 	return nil
 }
 
@@ -178,28 +176,20 @@ func (vm *VM) keepPort(c *nic, s LinkState) {
 			continue
 		}
 		sw.book(port{vm: vm, n: c.n, link: c.link, ifname: c.ifname, mac: c.mac, locked: s.Locked, up: s.Up, groups: c.groups})
-		vm.mu.Lock()
-		c.sw = sw
-		vm.mu.Unlock()
+		vm.setSwitch(c, sw)
 	}
 }
 
 // takeUpLocal finds the address of a local NIC, which may be of another
 // network than the next start would take, or gives it one again.
 func (vm *VM) takeUpLocal(ctx context.Context, c *nic, s LinkState) error {
-	a, ok := localOf(s.Addrs)
-	if !ok {
-		var err error
-		if a, err = vm.m.localAddrs(vm.id, c.n); err != nil {
-			return err
-		}
-		if err := vm.m.Host.Addresses(ctx, c.link, a.hosts()); err != nil {
-			return err
-		}
+	if a, ok := localOf(s.Addrs); ok {
+		vm.mu.Lock()
+		c.local = &a
+		vm.mu.Unlock()
+	} else if err := vm.giveLocal(ctx, c); err != nil {
+		return err
 	}
-	vm.mu.Lock()
-	c.local = &a
-	vm.mu.Unlock()
 	return vm.serveLocal(ctx, c)
 }
 
