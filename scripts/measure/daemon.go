@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,8 +30,9 @@ type bench struct {
 	pairs   int
 	daemons map[string]*daemon
 	peer    *exec.Cmd
-	servers []*exec.Cmd // of 9P, to compare with
-	blocked float64     // KiB that a read costs that waits
+	servers []*exec.Cmd   // of 9P, to compare with
+	blocked float64       // KiB that a read costs that waits
+	guests  atomic.Uint32 // that were started without a daemon
 }
 
 type daemon struct {

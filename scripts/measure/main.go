@@ -12,6 +12,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -34,6 +35,11 @@ type line struct {
 	least            bool             // the aim is the least that it shall be, not the most
 	took             [2]time.Duration // what compare measured
 }
+
+// skip is why a line cannot be had on this machine.
+type skip struct{ why string }
+
+func (s skip) Error() string { return s.why }
 
 func main() {
 	log.SetFlags(0)
@@ -96,6 +102,12 @@ func measure(only *regexp.Regexp, b *bench) (whole bool) {
 		(*bench).readyWithMany,
 		(*bench).memoryWithMany,
 		(*bench).openReadCloseAmongMany,
+		(*bench).guestMemory,
+		(*bench).guestMemoryShared,
+		(*bench).firstInstruction,
+		(*bench).startsSustained,
+		(*bench).notification,
+		(*bench).notificationAsleep,
 		(*bench).blkRead4K,
 		(*bench).blkRead64K,
 		(*bench).blkWrite4K,
@@ -109,6 +121,10 @@ func measure(only *regexp.Regexp, b *bench) (whole bool) {
 			continue
 		}
 		l, err := m(b)
+		if errors.As(err, new(skip)) {
+			fmt.Printf("SKIPPED: %v\n", err)
+			continue
+		}
 		if err != nil {
 			fmt.Printf("not measured: %v\n", err)
 			whole = false

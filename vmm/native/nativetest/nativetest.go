@@ -6,7 +6,7 @@ package nativetest
 
 import (
 	"encoding/binary"
-	"io"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -145,10 +145,19 @@ func (a *Program) EOI() *Program {
 // Kernel is the program as an ELF file with a PVH note.
 func (a *Program) Kernel(t testing.TB) *os.File {
 	t.Helper()
+	image, err := a.Image()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return File(t, image)
+}
+
+// Image is what is in that file.
+func (a *Program) Image() ([]byte, error) {
 	for at, name := range a.fixes {
 		target, ok := a.labels[name]
 		if !ok {
-			t.Fatalf("no label %s", name)
+			return nil, fmt.Errorf("no label %s", name)
 		}
 		binary.LittleEndian.PutUint32(a.code[at:], target-(Start+uint32(at)+4))
 	}
@@ -182,14 +191,14 @@ func (a *Program) Kernel(t testing.TB) *os.File {
 	le.PutUint32(image[note+8:], 18)
 	copy(image[note+12:], "Xen\x00")
 	le.PutUint32(image[note+16:], Start)
-	return File(t, append(image, a.code...))
+	return append(image, a.code...), nil
 }
 
 // ReadOnly is Kernel as a file that is open for reading only.
 func (a *Program) ReadOnly(t testing.TB) *os.File {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kernel")
-	image, err := io.ReadAll(io.NewSectionReader(a.Kernel(t), 0, 1<<20))
+	image, err := a.Image()
 	if err == nil {
 		err = os.WriteFile(path, image, 0o600)
 	}
