@@ -19,7 +19,7 @@ import (
 var (
 	ctx   = context.Background()
 	root  = ctl.Cred{}
-	alice = ctl.Cred{UID: 2001, GID: 2001}
+	alice = ctl.Cred{UID: 52001, GID: 52001}
 )
 
 // open starts a daemon's half on dir and host.
@@ -44,7 +44,7 @@ func machine(t *testing.T) (*ctl.Manager, *ctl.VM, *ctltest.Host) {
 	t.Helper()
 	host := ctltest.NewHost()
 	m := open(t, t.TempDir(), host)
-	vm, err := m.Create(alice, "web", 0o755, 2001)
+	vm, err := m.Create(alice, "web", 0o755, 52001)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,10 +217,10 @@ func TestEverythingOutlivesTheDaemon(t *testing.T) {
 	if again.Config() != vm.Config() || again.Serial() != vm.Serial() || again.ID() != vm.ID() || !again.Mtime("cpus").Equal(vm.Mtime("cpus")) {
 		t.Errorf("read back:\n%swant:\n%s", again.Config(), vm.Config())
 	}
-	if got, want := again.Access("do/start", ctl.Default{Mode: 0o660}), (ctl.Access{Mode: 0o640, UID: 2001, GID: 2001}); got != want {
+	if got, want := again.Access("do/start", ctl.Default{Mode: 0o660}), (ctl.Access{Mode: 0o640, UID: 52001, GID: 52001}); got != want {
 		t.Errorf("do/start is %v, want %v", got, want)
 	}
-	if got, want := again.Access("do/stop", ctl.Default{Mode: 0o660}), (ctl.Access{Mode: 0o660, UID: 2001, GID: 7}); got != want {
+	if got, want := again.Access("do/stop", ctl.Default{Mode: 0o660}), (ctl.Access{Mode: 0o660, UID: 52001, GID: 7}); got != want {
 		t.Errorf("do/stop is %v, want %v", got, want)
 	}
 	if got := m.Access("vm", ctl.Access{Mode: 0o1755}); got.Mode != 0o640 {
@@ -463,7 +463,7 @@ func TestAnInterruptedStartIsUndone(t *testing.T) {
 	refused(t, vm.Do(ctx, root, "reset", ""), syscall.EINVAL, "starting")
 	ok(t, vm.Do(ctx, root, "clear-failed", ""))
 	ok(t, vm.Do(ctx, alice, "kill", ""))
-	refused(t, <-ended, syscall.EAGAIN, "ended by kill of 2001")
+	refused(t, <-ended, syscall.EAGAIN, "ended by kill of 52001")
 	if vm.Status() != "stopped\n" || host.Guest(1) != nil {
 		t.Errorf("left over: %s, %v", vm.Status(), host.Guest(1))
 	}
@@ -602,7 +602,7 @@ func TestEvents(t *testing.T) {
 	ok(t, err)
 	p := make([]byte, 4096)
 	n, err := all.Read(ctx, p, true)
-	if lines := strings.Split(string(p[:n]), "\n"); err != nil || len(lines) != 3 || !strings.HasSuffix(lines[0], " vm/web config 2001 cpus") || !strings.HasSuffix(lines[1], " vm/other created root") {
+	if lines := strings.Split(string(p[:n]), "\n"); err != nil || len(lines) != 3 || !strings.HasSuffix(lines[0], " vm/web config 52001 cpus") || !strings.HasSuffix(lines[1], " vm/other created root") {
 		t.Errorf("all: %q, %v", p[:n], err)
 	}
 	if n, err := mine.Read(ctx, p, true); err != nil || strings.Count(string(p[:n]), "\n") != 1 {
@@ -620,7 +620,7 @@ func TestEvents(t *testing.T) {
 	if n, err = all.Read(ctx, p[:20], false); n != 0 || !errors.Is(err, syscall.EINVAL) {
 		t.Errorf("no room for a line: %q, %v", p[:n], err)
 	}
-	if got := vm.EventsText(); strings.Contains(got, "other") || !strings.Contains(got, " created 2001") {
+	if got := vm.EventsText(); strings.Contains(got, "other") || !strings.Contains(got, " created 52001") {
 		t.Errorf("events.log:\n%s", got)
 	}
 }
@@ -632,7 +632,7 @@ func TestRefusals(t *testing.T) {
 	for range 1000 {
 		m.Refused(ctl.Cred{UID: 3000}, "vm", ctl.Errorf(syscall.EPERM, "spam"))
 	}
-	if got := m.Refusals(2001, ""); !strings.HasSuffix(got, " 2001 vm/web/cpus EINVAL cpus: no way\n") || strings.Count(got, "\n") != 1 {
+	if got := m.Refusals(52001, ""); !strings.HasSuffix(got, " 52001 vm/web/cpus EINVAL cpus: no way\n") || strings.Count(got, "\n") != 1 {
 		t.Errorf("alice reads %q", got)
 	}
 	if got := m.Refusals(0, "vm/web"); strings.Count(got, "\n") != 1 {

@@ -55,7 +55,7 @@ func TestInstance(t *testing.T) {
 	if got := vm.Config(); got != want || !strings.HasPrefix(mac, "fe:e1:bb:d1:") {
 		t.Errorf("config:\n%swant:\n%s", got, want)
 	}
-	policy := "begin\n. 0755 2001 users\n"
+	policy := "begin\n. 0755 52001 users\n"
 	for _, path := range []string{"autostart", "boot", "cdrom", "cmdline", "disk", "engine", "ephemeral", "firmware", "initrd", "instance", "instance.allow", "kernel",
 		"nic", "nic/0/local", "nic/0/mac", "nic/0/switch", "nic/0/up", "nic/0/user", "note"} {
 		mode := map[string]string{"disk": "0755", "nic": "0755", "instance": "0200"}[path]
@@ -67,7 +67,7 @@ func TestInstance(t *testing.T) {
 	if got := vm.Modes(policies); got != policy+"end\n" {
 		t.Errorf("modes:\n%swant:\n%send\n", got, policy)
 	}
-	if got := vm.EventsText(); !strings.HasSuffix(got, " vm/mine created 2001 instance of base\n") {
+	if got := vm.EventsText(); !strings.HasSuffix(got, " vm/mine created 52001 instance of base\n") {
 		t.Errorf("events: %q", got)
 	}
 	m = open(t, dir, host)
@@ -87,15 +87,15 @@ func TestInstanceLimits(t *testing.T) {
 		"-nic/0", "nic/0/switch wan", "nic/0/up no", "nic/1/up no", "nic/0/tap tap1", "nic/0/group wan", "-nic/0/group", "nic/0/mac 02:00:00:00:00:02",
 		"ephemeral yes", "memory 1G\ncpus 8\n",
 	} {
-		refused(t, vm.Edit(alice, line), syscall.EACCES, "2001 may not write it")
+		refused(t, vm.Edit(alice, line), syscall.EACCES, "52001 may not write it")
 	}
 	for _, text := range []string{"begin\nend\n", strings.Replace(config, "cpus 2", "cpus 3", 1), strings.Replace(config, "begin\n", "begin\ndisk/0/readonly no\n", 1),
 		strings.Replace(config, "begin\n", "begin\nnic/7/up yes\n", 1)} {
-		refused(t, vm.Replace(alice, text), syscall.EACCES, "2001 may not write it")
+		refused(t, vm.Replace(alice, text), syscall.EACCES, "52001 may not write it")
 	}
-	refused(t, vm.SetModes(alice, "cpus 0660 2001 users\n", policies), syscall.EPERM, "it is root's")
+	refused(t, vm.SetModes(alice, "cpus 0660 52001 users\n", policies), syscall.EPERM, "it is root's")
 	refused(t, vm.SetModes(alice, "-disk\n", policies), syscall.EPERM, "it is root's")
-	refused(t, vm.SetModes(alice, "begin\n. 0700 2001 users\nend\n", policies), syscall.EPERM, "it is root's")
+	refused(t, vm.SetModes(alice, "begin\n. 0700 52001 users\nend\n", policies), syscall.EPERM, "it is root's")
 	if got := vm.Config(); got != config {
 		t.Errorf("refused lines changed it:\n%s", got)
 	}
@@ -117,7 +117,7 @@ func TestInstanceParts(t *testing.T) {
 	vm := instance(t, m, alice, of, "mine")
 	ok(t, vm.Edit(alice, "disk/0/path /mine\ndisk/1/path /more\n-disk/1\nnic/0/switch wan\nnic/0/mac 02:00:00:00:00:07\nnic/1/local yes\n-nic/1\ninstance.allow disk\n"))
 	for _, line := range []string{"nic/0/group x", "-nic/0", "nic/0/locked yes", "nic/2/tap tap4"} {
-		refused(t, vm.Edit(alice, line), syscall.EACCES, "2001 may not write it")
+		refused(t, vm.Edit(alice, line), syscall.EACCES, "52001 may not write it")
 	}
 	if got := vm.Get("instance.allow") + vm.Get("nic/0/switch"); got != "diskwan" {
 		t.Errorf("got %s", got)
@@ -133,7 +133,7 @@ func TestInstanceOfInstance(t *testing.T) {
 	vm := instance(t, m, bob, of, "his")
 	ok(t, vm.Edit(bob, "cpus 1\n"))
 	for line, words := range map[string]string{
-		"memory 1G": "it is 2001's", "instance.allow cpus": "it is 2001's", "boot disk": "it is root's", "disk/0/path /d": "disk: it is root's",
+		"memory 1G": "it is 52001's", "instance.allow cpus": "it is 52001's", "boot disk": "it is root's", "disk/0/path /d": "disk: it is root's",
 		"nic/0/up no": "it is root's", "cdrom /c": "it is root's", "kernel /k": "it is root's",
 	} {
 		refused(t, vm.Edit(bob, line), syscall.EACCES, words)
@@ -160,7 +160,7 @@ func TestInstanceRights(t *testing.T) {
 	usage(t, m, alice, "1 2 64M 1")
 	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.ENOENT, "no switch wan")
 	create(t, m, "wan", "")
-	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EACCES, "2001, who set it, may not write switch/wan/ports")
+	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EACCES, "52001, who set it, may not write switch/wan/ports")
 	ok(t, vm.Do(ctx, alice, "kill", ""))
 	ok(t, m.Remove(alice, vm))
 	usage(t, m, alice, "0 0 0M 0")
@@ -178,18 +178,18 @@ func TestInstancesThatCannotBe(t *testing.T) {
 	refused(t, make("a b"), syscall.EINVAL, "name")
 	refused(t, make("base"), syscall.EEXIST, "taken")
 	refused(t, of.Set(root, "instance.allow", "disk kernel"), syscall.EINVAL, "not one of boot cdrom")
-	limits(t, m, "2001", "1")
+	limits(t, m, "52001", "1")
 	ok(t, make("a"))
 	refused(t, m.VM("a").Edit(alice, "instance.allow cpus\n"), syscall.EACCES, "it is root's")
 	if got := m.VM("a").Access("instance", ctl.InstanceAccess).UID; got != 0 {
 		t.Errorf("instance of an instance belongs to %d", got)
 	}
-	refused(t, make("b"), syscall.EDQUOT, "mkdir b: vms: 2001 would have 2: at most 1")
+	refused(t, make("b"), syscall.EDQUOT, "mkdir b: vms: 52001 would have 2: at most 1")
 	if len(m.VMs()) != 2 {
 		t.Errorf("machines: %v", m.VMs())
 	}
 	ok(t, m.Remove(root, of))
-	limits(t, m, "2001", "max")
+	limits(t, m, "52001", "max")
 	refused(t, make("b"), syscall.ENOENT, "base: the machine was removed")
 
 	// His own instance is all his.

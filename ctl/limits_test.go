@@ -20,8 +20,8 @@ import (
 )
 
 var (
-	bob = ctl.Cred{UID: 2002, GID: 2002}
-	ops = ctl.Cred{UID: 2003, GID: 2003}
+	bob = ctl.Cred{UID: 52002, GID: 52002}
+	ops = ctl.Cred{UID: 52003, GID: 52003}
 )
 
 // limits says what a user may have, in the order of usage.
@@ -70,9 +70,9 @@ func TestLimitDefaults(t *testing.T) {
 	if got, want := m.User("default").Usage(root), "vms 0 max\ncpus 0 max\nmemory 0M max\nnics 0 max\n"; got != want {
 		t.Errorf("root's usage %q, want %q", got, want)
 	}
-	limits(t, m, "2001", "", "max")
+	limits(t, m, "52001", "", "max")
 	limits(t, m, "default", "7", "08", "3g", "0")
-	if got, want := m.User("2001").Usage(bob), "vms 0 7\ncpus 0 max\nmemory 0M 3072M\nnics 0 0\n"; got != want {
+	if got, want := m.User("52001").Usage(bob), "vms 0 7\ncpus 0 max\nmemory 0M 3072M\nnics 0 0\n"; got != want {
 		t.Errorf("usage %q, want %q", got, want)
 	}
 	host.Abandon()
@@ -81,7 +81,7 @@ func TestLimitDefaults(t *testing.T) {
 		t.Errorf("usage %q, want %q", got, want)
 	}
 	events := m.EventsText()
-	ok(t, m.User("2001").Set(root, "vms", "7")) // so it is
+	ok(t, m.User("52001").Set(root, "vms", "7")) // so it is
 	if got := m.EventsText(); got != events {
 		t.Errorf("writing what is there made an event: %s", strings.TrimPrefix(got, events))
 	}
@@ -95,7 +95,7 @@ func TestLimitDefaults(t *testing.T) {
 	}
 	ok(t, m.User("default").Set(root, "memory", "0"))
 	ok(t, m.User("default").Set(root, "memory", ""))
-	if got := m.User("2001").Get("memory"); got != "2048M" {
+	if got := m.User("52001").Get("memory"); got != "2048M" {
 		t.Errorf("memory is %s after it was unset", got)
 	}
 }
@@ -118,7 +118,7 @@ func TestUserNames(t *testing.T) {
 	ok(t, make("nobody"))
 	refused(t, make("nobody"), syscall.EEXIST, "taken")
 	refused(t, make(nobody.Uid), syscall.EEXIST, "user/nobody is the same user")
-	refused(t, m.Rename(root, m.User("nobody"), "2001"), syscall.EPERM, "its name")
+	refused(t, m.Rename(root, m.User("nobody"), "52001"), syscall.EPERM, "its name")
 	refused(t, m.Remove(root, m.User("default")), syscall.EPERM, "for all")
 	ok(t, m.Remove(root, m.User("nobody")))
 	ok(t, make(nobody.Uid))
@@ -149,8 +149,8 @@ func TestLimitOfMachines(t *testing.T) {
 	usage(t, m, alice, "1 0 0M 0")
 	usage(t, m, bob, "2 0 0M 0")
 	_, err = m.Create(bob, "e", 0o755, 0)
-	refused(t, err, syscall.EDQUOT, "2002 would have 3")
-	limits(t, m, "2002", "max")
+	refused(t, err, syscall.EDQUOT, "52002 would have 3")
+	limits(t, m, "52002", "max")
 	bare(t, m, bob, "e", "")
 }
 
@@ -166,24 +166,24 @@ func TestLimitOfStarts(t *testing.T) {
 	usage(t, m, alice, "2 4 2048M 1")
 	usage(t, m, root, "0 0 0M 0")
 	c := bare(t, m, alice, "c", "memory 1M\n")
-	if got, want := c.Check(ctx), "cpus: 2001 would have 5: at most 4, says user/default/cpus\n"; got != want {
+	if got, want := c.Check(ctx), "cpus: 52001 would have 5: at most 4, says user/default/cpus\n"; got != want {
 		t.Errorf("check %q, want %q", got, want)
 	}
-	refused(t, c.Do(ctx, root, "start", ""), syscall.EDQUOT, "start c: cpus: 2001 would have 5: at most 4, says user/default/cpus")
+	refused(t, c.Do(ctx, root, "start", ""), syscall.EDQUOT, "start c: cpus: 52001 would have 5: at most 4, says user/default/cpus")
 	if got := c.Status(); !strings.HasPrefix(got, "failed start c: cpus: ") {
 		t.Errorf("status: %q", got)
 	}
 	usage(t, m, alice, "3 4 2048M 1")
-	limits(t, m, "2001", "", "max")
-	refused(t, c.Do(ctx, root, "start", ""), syscall.EDQUOT, "start c: memory: 2001 would have 2049M: at most 2048M, says user/2001/memory")
-	limits(t, m, "2001", "", "max", "3G", "1")
+	limits(t, m, "52001", "", "max")
+	refused(t, c.Do(ctx, root, "start", ""), syscall.EDQUOT, "start c: memory: 52001 would have 2049M: at most 2048M, says user/52001/memory")
+	limits(t, m, "52001", "", "max", "3G", "1")
 	ok(t, c.Edit(alice, "nic/0/local yes\n"))
-	refused(t, c.Do(ctx, root, "start", ""), syscall.EDQUOT, "start c: nics: 2001 would have 2: at most 1")
-	limits(t, m, "2001", "", "0", "0", "0") // who has too much keeps it
+	refused(t, c.Do(ctx, root, "start", ""), syscall.EDQUOT, "start c: nics: 52001 would have 2: at most 1")
+	limits(t, m, "52001", "", "0", "0", "0") // who has too much keeps it
 	usage(t, m, alice, "3 4 2048M 1")
 	ok(t, b.Do(ctx, alice, "kill", ""))
 	refused(t, b.Do(ctx, alice, "start", ""), syscall.EDQUOT, "would have 4: at most 0")
-	limits(t, m, "2001", "", "max", "max", "0")
+	limits(t, m, "52001", "", "max", "max", "0")
 	ok(t, b.Do(ctx, alice, "start", "")) // it adds no NIC to those that are too many
 
 	// The owner is changed while it runs: it counts for the other at once,
@@ -231,7 +231,7 @@ func TestLimitsCountWhatRuns(t *testing.T) {
 func TestLimitsAreGivenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, vm, host := machine(t)
-		limits(t, m, "2001", "1", "1", "512M", "0")
+		limits(t, m, "52001", "1", "1", "512M", "0")
 		given := func(how string) {
 			t.Helper()
 			time.Sleep(time.Second)
@@ -290,7 +290,7 @@ func TestLimitsAreGivenBack(t *testing.T) {
 		ok(t, vm.Do(ctx, alice, "start", ""))
 		ok(t, vm.Do(ctx, alice, "restart", ""))
 		synctest.Wait()
-		host.Guest(vm.ID()).EndAs(ctl.Exit{Who: "2001", How: "stop", Restart: true})
+		host.Guest(vm.ID()).EndAs(ctl.Exit{Who: "52001", How: "stop", Restart: true})
 		synctest.Wait()
 		becomes(t, vm, "running")
 		usage(t, m, alice, "1 1 512M 0")

@@ -21,11 +21,11 @@ func files(path string) (ctl.Default, bool) {
 
 func TestModes(t *testing.T) {
 	_, vm, _ := machine(t)
-	if got, want := vm.Modes(files), "begin\n. 0755 2001 2001\nend\n"; got != want {
+	if got, want := vm.Modes(files), "begin\n. 0755 52001 52001\nend\n"; got != want {
 		t.Errorf("modes: %q, want %q", got, want)
 	}
-	ok(t, vm.SetModes(root, "do/start 0660 root 100\n# a comment\nlive/console 640 2001 2001\n", files))
-	want := "begin\n. 0755 2001 2001\ndo/start 0660 root users\nlive/console 0640 2001 2001\nend\n"
+	ok(t, vm.SetModes(root, "do/start 0660 root 100\n# a comment\nlive/console 640 52001 52001\n", files))
+	want := "begin\n. 0755 52001 52001\ndo/start 0660 root users\nlive/console 0640 52001 52001\nend\n"
 	if got := vm.Modes(files); got != want {
 		t.Errorf("modes:\n%swant:\n%s", got, want)
 	}
@@ -47,8 +47,8 @@ func TestModes(t *testing.T) {
 	}
 	ok(t, vm.SetModes(root, want, files))
 	ok(t, vm.SetModes(root, "-live/console\n", files))
-	ok(t, vm.SetModes(root, "begin\ncpus 0600 2001 2001\nend\n", files))
-	if got, want := vm.Modes(files), "begin\n. 0755 2001 2001\ncpus 0600 2001 2001\nend\n"; got != want {
+	ok(t, vm.SetModes(root, "begin\ncpus 0600 52001 52001\nend\n", files))
+	if got, want := vm.Modes(files), "begin\n. 0755 52001 52001\ncpus 0600 52001 52001\nend\n"; got != want {
 		t.Errorf("modes:\n%swant:\n%s", got, want)
 	}
 }
@@ -56,14 +56,14 @@ func TestModes(t *testing.T) {
 // Writing modes grants nothing that chmod and chown would not.
 func TestModesAreNoWayAroundChown(t *testing.T) {
 	_, vm, _ := machine(t)
-	ops := ctl.Cred{UID: 2001, GID: 2001, Groups: []uint32{100}}
-	ok(t, vm.SetModes(ops, "cpus 0644 2001 users\n", files))
+	ops := ctl.Cred{UID: 52001, GID: 52001, Groups: []uint32{100}}
+	ok(t, vm.SetModes(ops, "cpus 0644 52001 users\n", files))
 	refused(t, vm.SetModes(ops, "cpus 0644 root users\n", files), syscall.EPERM, "only root gives a file away")
-	refused(t, vm.SetModes(ops, "cpus 0644 2001 root\n", files), syscall.EPERM, "not in group root")
-	other := ctl.Cred{UID: 2002, GID: 2002}
-	refused(t, vm.SetModes(other, "cpus 0666 2001 users\n", files), syscall.EPERM, "it is 2001's")
-	refused(t, vm.SetModes(other, "begin\nend\n", files), syscall.EPERM, "it is 2001's")
-	ok(t, vm.SetModes(other, "cpus 0644 2001 users\n", files)) // no change
+	refused(t, vm.SetModes(ops, "cpus 0644 52001 root\n", files), syscall.EPERM, "not in group root")
+	other := ctl.Cred{UID: 52002, GID: 52002}
+	refused(t, vm.SetModes(other, "cpus 0666 52001 users\n", files), syscall.EPERM, "it is 52001's")
+	refused(t, vm.SetModes(other, "begin\nend\n", files), syscall.EPERM, "it is 52001's")
+	ok(t, vm.SetModes(other, "cpus 0644 52001 users\n", files)) // no change
 }
 
 func TestConfigOld(t *testing.T) {
@@ -177,7 +177,7 @@ func TestRemovedIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, host := t.TempDir(), ctltest.NewHost()
 		m := open(t, dir, host)
-		vm, err := m.Create(alice, "web", 0o755, 2001)
+		vm, err := m.Create(alice, "web", 0o755, 52001)
 		ok(t, err)
 		ok(t, vm.Set(alice, "note", "kept"))
 		time.Sleep(365 * 24 * time.Hour)

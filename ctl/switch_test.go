@@ -187,7 +187,7 @@ func TestRightToAttach(t *testing.T) {
 	_, vm, sw, _ := plugged(t, "")
 	ok(t, vm.Set(alice, "nic/0/switch", ""))
 	ok(t, vm.Set(alice, "nic/0/switch", "lan"))
-	refused(t, vm.Do(ctx, root, "start", ""), syscall.EACCES, "nic/0/switch: 2001, who set it, may not write switch/lan/ports")
+	refused(t, vm.Do(ctx, root, "start", ""), syscall.EACCES, "nic/0/switch: 52001, who set it, may not write switch/lan/ports")
 	if !strings.Contains(vm.Check(ctx), "may not write switch/lan/ports") {
 		t.Errorf("check: %s", vm.Check(ctx))
 	}
@@ -221,7 +221,7 @@ func TestRightToReplug(t *testing.T) {
 			t.Errorf("refused, it did\n%s\nports %q and %q, config\n%s", got, lan.PortsText(), wan.PortsText(), vm.Config())
 		}
 	}
-	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EACCES, "nic/0: 2001, who set it, may not write switch/wan/ports")
+	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EACCES, "nic/0: 52001, who set it, may not write switch/wan/ports")
 	kept()
 	ok(t, lan.SetAccess(root, "ports", ctl.AccessChange{Mode: &closed}))
 	refused(t, vm.Set(alice, "nic/0/switch", "wan"), syscall.EACCES, "switch/wan/ports")
@@ -272,7 +272,7 @@ func TestRootsAttributes(t *testing.T) {
 		"a whole new":    vm.Replace(alice, strings.Replace(config, "end\n", "nic/1/tap tap9\nend\n", 1)),
 		"no more locked": vm.Edit(alice, "nic/0/locked 0"),
 	} {
-		refused(t, err, syscall.EACCES, "2001 may not write it")
+		refused(t, err, syscall.EACCES, "52001 may not write it")
 		if vm.Config() != config {
 			t.Fatalf("%s changed the definition:\n%s", what, vm.Config())
 		}
