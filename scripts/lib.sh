@@ -144,6 +144,17 @@ unpack_package() {
 		dpkg-deb -x ./*.deb . && rm ./*.deb) || { rm -rf "$2"; die "cannot download $1"; }
 }
 
+# exporter_file puts Prometheus's node exporter into PATH, unpacked into the
+# cache: installed, it would be a service of this machine.
+exporter_file() {
+	exporter=$cache/exporter/usr/bin
+	[ -x "$exporter/prometheus-node-exporter" ] || {
+		mkdir -p "$cache/exporter"
+		unpack_package prometheus-node-exporter "$cache/exporter"
+	}
+	PATH=$PATH:$exporter
+}
+
 # make_initrd packs the guest's userland, if it is older than its sources.
 # It is not compressed: an emulated CPU would take longer to unpack it.
 make_initrd() {

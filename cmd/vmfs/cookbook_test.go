@@ -42,8 +42,11 @@ type block struct {
 type chunk struct{ lines, want []string }
 
 var (
-	typist = regexp.MustCompile(`^(?:(As|On the|On) (\w+)(?:, as (\w+))?):$`)
-	noSlug = regexp.MustCompile(`[^a-z0-9 -]`)
+	typist = regexp.MustCompile(`^(?:(As|On the|On) (\w+)(?:, (?:as (\w+)|who .*))?):$`)
+	quoted = regexp.MustCompile(`'[^']*'`)
+	// historic leaves out the first line of a script that is made.
+	historic = regexp.MustCompile(`[^#]![^ ]`)
+	noSlug   = regexp.MustCompile(`[^a-z0-9 -]`)
 )
 
 // tasks are the sections of a cookbook by the names that links to them have.
@@ -56,6 +59,8 @@ func tasks(text string) (names []string, blocks map[string][]*block, err error) 
 		switch {
 		case open != nil && line == "```":
 			open = nil
+		case open != nil && historic.MatchString(quoted.ReplaceAllString(line, "")):
+			return nil, nil, fmt.Errorf("line %d: to an interactive bash, ! without quotes is history: %s", i+1, line)
 		case open != nil:
 			open.add(line)
 		case heading:
@@ -64,6 +69,7 @@ func tasks(text string) (names []string, blocks map[string][]*block, err error) 
 		case line == "```sh" && name != "":
 			open = &block{line: i + 1, user: "root"}
 			open.typedBy(before)
+			before = ""
 			blocks[name] = append(blocks[name], open)
 		case strings.HasPrefix(line, "```") || strings.HasPrefix(line, "    "):
 			return nil, nil, fmt.Errorf("line %d is code that no test runs: %s", i+1, line)
@@ -164,25 +170,23 @@ func TestCookbook(t *testing.T) {
 	}
 	var files []string
 	for _, name := range names {
-		if len(blocks[name]) == 0 {
-			t.Errorf("task %s has nothing to type", name)
+		file := "testdata/cookbook/" + name + ".txt"
+		session, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(session), "\npage\n") || len(blocks[name]) == 0 {
+			t.Errorf("task %s: no session types all that is on the page: %v", name, err)
 		}
-		files = append(files, "testdata/cookbook/"+name+".txt")
+		files = append(files, file)
 	}
 	sessions, err := filepath.Glob("testdata/cookbook/*.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, "tasks", files, sessions)
-	run(t, testscript.Params{Files: files})
-}
-
-func same(t *testing.T, what string, page, sessions []string) {
-	t.Helper()
-	slices.Sort(page)
-	if !slices.Equal(page, sessions) {
-		t.Errorf("%s: the page has %v, the sessions are %v", what, page, sessions)
+	for _, file := range sessions {
+		if !slices.Contains(files, file) {
+			t.Errorf("%s is of no task on the page", file)
+		}
 	}
+	run(t, testscript.Params{Files: files})
 }
 
 // A machine of a session's own, as host.bash makes it.
@@ -208,8 +212,11 @@ func hosts(ts *testscript.TestScript, neg bool, args []string) {
 		s.env.Defer(h.release)
 		made[name] = h
 		for to, from := range map[string]string{"/boot/vmlinuz": "KERNEL", "/boot/initrd": "INITRD", "/etc/lib.bash": "BASH_ENV"} {
-			ts.Check(h.install(to, ts.Getenv(from)))
+			ts.Check(h.install(to, strings.NewReader(ts.ReadFile(ts.Getenv(from)))))
 		}
+	}
+	if len(args) == 2 {
+		connect(ts, made[args[0]], made[args[1]])
 	}
 	s.hosts, s.host = made, made[args[0]]
 	for name, value := range map[string]string{"MNT": "/vmfs", "STATE": "/var/lib/vmfs", "RUN": "/run/vmfs",
@@ -223,12 +230,12 @@ func (h *host) hold(root, program string) error {
 	if err != nil {
 		return err
 	}
-	unit, err := filepath.Abs("../../scripts/debian/vmfs.service")
+	units, err := filepath.Abs("../../scripts/debian")
 	if err != nil {
 		return err
 	}
 	h.holder = exec.Command("nsenter", "--net=/run/netns/"+h.netns, "prlimit", "--msgqueue="+h.tag,
-		"unshare", "--mount", "--uts", "bash", script, root, h.name, program, unit)
+		"unshare", "--mount", "--uts", "bash", script, root, h.name, program, units)
 	var said bytes.Buffer
 	h.holder.Stderr = &said
 	if h.stdin, err = h.holder.StdinPipe(); err != nil {
@@ -254,10 +261,54 @@ func (h *host) release() {
 	h.holder.Wait()
 }
 
+// connect lays a cable between two hosts, and tells each the name of the other.
+func connect(ts *testscript.TestScript, a, b *host) {
+	lines := "ip link set eth0 up; ip addr add %s/24 dev eth0; echo %s %s %s.example.org >>/etc/hosts"
+	ts.Check(a.do("root", "ip link add eth0 type veth peer name eth0 netns "+strconv.Itoa(b.holder.Process.Pid)))
+	ts.Check(a.do("root", fmt.Sprintf(lines, "192.0.2.1", "192.0.2.2", b.name, b.name)))
+	ts.Check(b.do("root", fmt.Sprintf(lines, "192.0.2.2", "192.0.2.1", a.name, a.name)))
+}
+
+// sshd HOST USER CLIENT lets the user of a client in at a host, and each know
+// the other.
+func sshd(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 3, "sshd HOST USER CLIENT")
+	s := stageOf(ts)
+	h, user, client := s.hosts[args[0]], args[1], s.hosts[args[2]]
+	ts.Check(h.do("root", `ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key; mkdir /run/sshd; /usr/sbin/sshd -f /dev/null -o UsePAM=no -o Subsystem="sftp internal-sftp"`))
+	ts.Check(client.do(user, `ssh-keygen -q -t ed25519 -N "" -f ~/.ssh/id_ed25519`))
+	for _, key := range []struct {
+		from, to *host
+		user     string
+		lines    [2]string
+	}{
+		{client, h, user, [2]string{"cat ~/.ssh/id_ed25519.pub", "mkdir -m 700 ~/.ssh; cat >~/.ssh/authorized_keys"}},
+		{h, client, "root", [2]string{"echo " + h.name + " $(cat /etc/ssh/ssh_host_ed25519_key.pub)", "cat >/etc/ssh/ssh_known_hosts"}},
+	} {
+		args := key.from.as(key.user, "sh", "-c", key.lines[0])
+		text, err := exec.Command(args[0], args[1:]...).Output()
+		ts.Check(err)
+		args = key.to.as(key.user, "sh", "-c", key.lines[1])
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Stdin = bytes.NewReader(text)
+		ts.Check(cmd.Run())
+	}
+}
+
+// do runs a line there that says nothing.
+func (h *host) do(user, line string) error {
+	args := h.as(user, "sh", "-c", line)
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		return fmt.Errorf("%s: %s: %v: %s", h.name, line, err, out)
+	}
+	return nil
+}
+
 // run is a command there, of which no process is lost.
 func (h *host) run(args ...string) []string {
 	return slices.Concat([]string{"nsenter", "--target=" + strconv.Itoa(h.holder.Process.Pid),
-		"--mount", "--uts", "--net", "--wd=/", "--", "prlimit", "--msgqueue=" + h.tag}, args)
+		"--mount", "--uts", "--net", "--", "prlimit", "--msgqueue=" + h.tag}, args)
 }
 
 // as is a command there that somebody typed who has just logged in.
@@ -271,37 +322,36 @@ func (h *host) as(user string, args ...string) []string {
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, args)...)
 }
 
-// install copies a file of this machine to one of the host's.
-func (h *host) install(to, from string) error {
-	f, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	args := h.run("sh", "-c", `mkdir -p "$(dirname "$1")" && cat >"$1"`, "sh", to)
+// install makes a file there of what r has.
+func (h *host) install(path string, r io.Reader) error {
+	args := h.run("sh", "-c", `mkdir -p "$(dirname "$1")" && cat >"$1"`, "sh", path)
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdin = f
+	cmd.Stdin = r
 	return cmd.Run()
 }
 
-// page runs the lines of the page for this session.
+// page [N] runs the next N blocks of the page for this session, or all that are
+// left.
 func page(ts *testscript.TestScript, neg bool, args []string) {
-	arguments(ts, neg, args, 0, "page")
 	text, err := os.ReadFile(cookbook)
 	ts.Check(err)
 	_, blocks, err := tasks(string(text))
 	ts.Check(err)
 	s := stageOf(ts)
-	for _, b := range blocks[ts.Name()] {
+	todo := blocks[ts.Name()][s.paged:]
+	if len(args) > 0 {
+		n, err := strconv.Atoi(args[0])
+		ts.Check(err)
+		todo = todo[:n]
+	}
+	s.paged += len(todo)
+	for _, b := range todo {
 		h := s.host
 		if b.host != "" {
-			h = s.hosts[b.host]
-		}
-		if h == nil {
-			ts.Fatalf("%s:%d: there is no host %s", cookbook, b.line, b.host)
+			h = hostOf(ts, b.host)
 		}
 		began := time.Now()
-		output := typed(ts, h.as(b.user, "timeout", "-k", "5", "90", "bash", "-c", b.script(), "bash"))
+		output := typed(ts, h.as(b.user, "timeout", "-k", "5", "200", "bash", "-c", b.script(), "bash"))
 		ts.Logf("%s:%d: %v\n%s", cookbook, b.line, time.Since(began).Round(10*time.Millisecond), output)
 		ts.Check(b.check(output))
 	}
@@ -330,22 +380,29 @@ func on(ts *testscript.TestScript, neg bool, args []string) {
 	if user == "" {
 		user = "root"
 	}
-	h := stageOf(ts).hosts[name]
-	if h == nil {
-		ts.Fatalf("there is no host %s", name)
-	}
-	line := h.as(user, "timeout", "-k", "5", "60", "bash", "-c", args[1])
+	line := hostOf(ts, name).as(user, "timeout", "-k", "5", "60", "bash", "-c", args[1])
 	if got := typed(ts, line); got != "" {
 		ts.Fatalf("%s: %s: it printed\n%s", args[0], args[1], got)
 	}
 }
 
-// install HOST FILE PATH puts a file there.
+// install HOST PATH FILE puts a file of the session's there, or one of another
+// host's, as HOST:FILE.
 func install(ts *testscript.TestScript, neg bool, args []string) {
-	arguments(ts, neg, args, 3, "install HOST FILE PATH")
-	h := stageOf(ts).hosts[args[0]]
-	if h == nil {
-		ts.Fatalf("there is no host %s", args[0])
+	arguments(ts, neg, args, 3, "install HOST PATH FILE")
+	text := ""
+	if from, path, ok := strings.Cut(args[2], ":"); ok {
+		text = typed(ts, hostOf(ts, from).as("root", "cat", path))
+	} else {
+		text = ts.ReadFile(args[2])
 	}
-	ts.Check(h.install(args[2], ts.MkAbs(args[1])))
+	ts.Check(hostOf(ts, args[0]).install(args[1], strings.NewReader(text)))
+}
+
+func hostOf(ts *testscript.TestScript, name string) *host {
+	h := stageOf(ts).hosts[name]
+	if h == nil {
+		ts.Fatalf("there is no host %s", name)
+	}
+	return h
 }

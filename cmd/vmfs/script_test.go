@@ -116,6 +116,7 @@ func run(t *testing.T, p testscript.Params, flags ...string) {
 		"on":       on,
 		"page":     page,
 		"install":  install,
+		"sshd":     sshd,
 	}
 	testscript.Run(t, p)
 }
@@ -210,6 +211,7 @@ type stage struct {
 	user   *ordinaryUser // whose daemon and lines they are; nil is root
 	hosts  map[string]*host
 	host   *host // of these, where the lines are
+	paged  int   // blocks of the cookbook that were typed
 }
 
 // tags tell the processes of one stage from those of another. Nothing that
@@ -292,7 +294,8 @@ func (s *stage) tearDown() {
 	s.env.T().Log("mounts left below ", s.dir)
 }
 
-// serve starts the daemon and waits until it says that the tree is there.
+// serve starts the daemon, in the cgroup CGROUP if that is set, and waits until
+// it says that the tree is there.
 func serve(ts *testscript.TestScript, neg bool, args []string) {
 	s := stageOf(ts)
 	if neg {
@@ -303,6 +306,9 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	args = slices.Concat([]string{"prlimit", "--msgqueue=" + ts.Getenv("TAG"), ts.Getenv("VMFS"), "serve"}, s.user.daemonArgs(ts), args)
 	args = s.inNetns(s.user.as(args)...)
+	if dir := ts.Getenv("CGROUP"); dir != "" {
+		args = append([]string{"bash", "-c", `echo $$ >"$0/cgroup.procs" && exec "$@"`, dir}, args...)
+	}
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = s.user.environment(ts)
 	stdout, err := cmd.StdoutPipe()

@@ -1,17 +1,16 @@
 # Makes a host for one task of the cookbook, and keeps it until its standard
 # input ends:
 #
-#	unshare --mount --uts bash host.bash DIR NAME VMFS UNIT
+#	unshare --mount --uts bash host.bash DIR NAME VMFS UNITS
 #
 # It has this machine's programs, kernel and devices, network interfaces of its
 # own if its caller saw to that, and nothing else: no file, no mount, no user
 # that was not made here. So the page's paths are a real host's, and the daemon
 # runs as the package installs it.
 #
-# What stands in for what: systemctl for systemd, which cannot run here;
-# it knows vmfs.service, by the unit that the package brings.
+# One thing stands in for another: systemctl, beside this file, for systemd's.
 set -e
-root=$1 name=$2 vmfs=$3 unit=$4
+root=$1 name=$2 vmfs=$3 units=$4
 hostname "$name"
 
 mount -t tmpfs -o mode=755 host "$root"
@@ -23,7 +22,7 @@ for dir in /bin /sbin /lib*; do
 		mkdir "${dir#/}" && mount --rbind "$dir" "${dir#/}"
 	fi
 done
-mkdir -p usr proc sys dev boot etc home old run/vmfs srv tmp var/lib var/log
+mkdir -p usr proc sys dev boot etc/ssh home old run/vmfs srv tmp var/lib var/log
 mkdir -m 700 root
 chmod 1777 tmp
 for dir in usr proc sys dev; do
@@ -35,12 +34,12 @@ if [ "$(stat -c %a dev/fuse)" != 666 ]; then
 	mount --bind run/fuse dev/fuse
 fi
 
-# What is installed: the program, its unit and the stand-in.
+# What is installed: the program, its units and the stand-in.
 mount -t tmpfs -o mode=755 installed usr/local/sbin
-cp "$vmfs" usr/local/sbin/vmfs
-cp "${0%/*}/systemctl" usr/local/sbin/
+cp "$vmfs" "${0%/*}/systemctl" usr/local/sbin/
 mkdir -p etc/systemd/system
-sed 's,/usr/sbin/vmfs,/usr/local/sbin/vmfs,' "$unit" >etc/systemd/system/vmfs.service
+cp "$units/vmfs.service" etc/systemd/system/
+cp "$units/vmfs.vmfs-guests.service" etc/systemd/system/vmfs-guests.service
 mount -o remount,bind,ro usr
 
 # A configuration that is Debian's, and users: alice, who is in ops, and bob.
@@ -48,6 +47,7 @@ for f in alternatives iproute2 ld.so.cache ssl/openssl.cnf; do
 	mkdir -p "etc/$(dirname "$f")"
 	[ ! -e "/etc/$f" ] || cp -a "/etc/$f" "etc/$f"
 done
+ln -s ../proc/self/mounts etc/mtab
 echo 127.0.0.1 localhost "$name" >etc/hosts
 cat >etc/passwd <<END
 root:*:0:0::/root:/bin/bash
@@ -65,9 +65,8 @@ alice:*:1001:
 bob:*:1002:
 nogroup:*:65534:
 END
-for user in alice bob; do
-	cp -a root "home/$user"
-	chown "$user:" "home/$user" 2>/dev/null || chown "$(grep "^$user:" etc/passwd | cut -d: -f3,4)" "home/$user"
+for user in 1001/alice 1002/bob; do
+	install -d -m 700 -o "${user%/*}" -g "${user%/*}" "home/${user#*/}"
 done
 
 pivot_root . old
