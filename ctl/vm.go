@@ -125,6 +125,7 @@ func (vm *VM) apply(was, now *definition) (undo func(), err error) {
 func (vm *VM) applied() {
 	if vm.Removed() {
 		vm.m.macs.note(vm, vm.def.Load(), nil)
+		vm.sinceAny.fire() // there is no next launch to wait for
 	}
 	for _, sw := range vm.m.switches.all() {
 		sw.forget(vm)
