@@ -1,6 +1,7 @@
 package ninep
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
 	"math/rand/v2"
@@ -9,11 +10,14 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/knusbaum/go9p/proto"
+
+	"vmfs/ctl"
 )
 
 // seeds are a message of each type, as they should be.
@@ -78,9 +82,10 @@ func FuzzFrame(f *testing.F) {
 }
 
 // run sends a client's bytes and waits until nothing is left of him.
-func run(t *testing.T, s *Server, d fakeDir, input []byte) {
+func run(t *testing.T, s *Server, who Who, input []byte) {
+	t.Helper()
 	a, b := net.Pipe()
-	s.admit(b, Nobody, make(chan struct{}, 1))
+	s.admit(b, who, make(chan struct{}, 1))
 	go func() { // reads all answers
 		p := make([]byte, 64<<10)
 		for {
@@ -89,13 +94,10 @@ func run(t *testing.T, s *Server, d fakeDir, input []byte) {
 			}
 		}
 	}()
-	a.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	a.SetWriteDeadline(time.Now().Add(30 * time.Second))
 	a.Write(input)
 	a.Close()
 	s.wait.Wait()
-	if n := d.opens(); n != 0 {
-		t.Errorf("%d files are open", n)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, u := range s.users {
@@ -124,8 +126,86 @@ func FuzzConn(f *testing.F) {
 	s, d := fuzzed(f)
 	goroutines := runtime.NumGoroutine()
 	f.Fuzz(func(t *testing.T, input []byte) {
-		run(t, s, d, input)
+		run(t, s, Nobody, input)
+		if n := d.opens(); n != 0 {
+			t.Errorf("%d files are open", n)
+		}
 		waitFor(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+8 })
+	})
+}
+
+// said is a conversation of one who attaches and then does this to files, each
+// with a fid and a tag of its own: "PATH" reads it, "PATH=TEXT" writes that, and
+// "PATH/" makes a directory. Nobody waits for an answer.
+func said(lines ...string) []byte {
+	p := slices.Concat(seeds()[0], seeds()[3])
+	for i, line := range lines {
+		fid := uint32(i + 1)
+		h := func(kind uint8) proto.Header { return header(kind, uint16(i+1)) }
+		path, text, writes := strings.Cut(line, "=")
+		path, makes := strings.CutSuffix(path, "/")
+		names := strings.Split(path, "/")
+		if makes {
+			names = names[:len(names)-1]
+		}
+		p = append(p, (&proto.TWalk{Header: h(proto.Twalk), Newfid: fid, Nwname: uint16(len(names)), Wname: names}).Compose()...)
+		var calls []proto.FCall
+		switch {
+		case makes:
+			calls = append(calls, &proto.TCreate{Header: h(proto.Tcreate), Fid: fid, Name: path[strings.LastIndex(path, "/")+1:], Perm: permDir | 0o755})
+		case writes:
+			calls = append(calls, &proto.TOpen{Header: h(proto.Topen), Fid: fid, Mode: proto.Owrite},
+				&proto.TWrite{Header: h(proto.Twrite), Fid: fid, Count: uint32(len(text)), Data: []byte(text)})
+		default:
+			calls = append(calls, &proto.TOpen{Header: h(proto.Topen), Fid: fid}, &proto.TRead{Header: h(proto.Tread), Fid: fid, Count: 4096})
+		}
+		for _, call := range calls {
+			p = append(p, call.Compose()...)
+		}
+	}
+	return p
+}
+
+// Whatever its owner says over a connection, a machine is in one of its states,
+// and obeys; of the connection nothing is left, and no descriptor.
+func FuzzMachine(f *testing.F) {
+	remove := (&proto.TRemove{Header: header(proto.Tremove, 9), Fid: 1}).Compose()
+	for _, p := range [][]byte{
+		said("vm/web/ctl=start\n", "live/vm/web/console", "live/vm/web/wait", "vm/web/ctl=kill\n", "vm/web/status"),
+		said("vm/web/do/start=\n", "vm/web/do/pause=\n", "vm/web/do/reset=\n", "vm/web/do/stop=1\n", "live/vm/web/events"),
+		said("vm/web/config=begin\ncpus 2\n", "vm/web/disk/0/", "vm/web/disk/0/path=/x\n", "vm/web/nic/3/", "vm/web/check"),
+		said("vm/db/", "vm/db/instance=x\n", "clone", "vm/db/ctl=remove\n", "live/events"),
+		slices.Concat(said("vm/web"), remove, said("vm/web/ctl=remove\n")),
+	} {
+		f.Add(p)
+		f.Add(append(p, seeds()[0]...))
+	}
+	tr, m, _ := tree(f)
+	all := uint32(0o777)
+	if err := m.SetAccess(root, "vm", ctl.AccessChange{Mode: &all}); err != nil {
+		f.Fatal(err)
+	}
+	s := New(tr.Root(), Options{Log: f.Logf, Limits: Limits{Fids: 50, Requests: 20}})
+	f.Cleanup(s.Close)
+	owner := func(context.Context, net.Conn) (Peer, error) { return Peer{Cred: alice}, nil }
+	f.Fuzz(func(t *testing.T, input []byte) {
+		goroutines, files := runtime.NumGoroutine(), openFiles(t)
+		run(t, s, owner, input)
+		for _, vm := range m.VMs() {
+			if err := vm.Do(bg, root, "kill", ""); err != nil {
+				t.Errorf("kill %s: %v", vm.Name(), err)
+			}
+			waitFor(t, "the machine is stopped", func() bool { return !vm.Active() })
+			if err := m.Remove(root, vm); err != nil {
+				t.Errorf("rmdir %s: %v", vm.Name(), err)
+			}
+		}
+		if _, err := m.Create(alice, "web", 0o755, alice.GID); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "goroutines and descriptors are gone", func() bool {
+			return runtime.NumGoroutine() <= goroutines && openFiles(t) <= files
+		})
 	})
 }
 
@@ -146,7 +226,10 @@ func TestRandomConns(t *testing.T) {
 			}
 			input = append(input, p...)
 		}
-		run(t, s, d, input)
+		run(t, s, Nobody, input)
+		if n := d.opens(); n != 0 {
+			t.Errorf("%d files are open", n)
+		}
 	}
 }
 
@@ -174,7 +257,11 @@ func TestHostile(t *testing.T) {
 	if err := attackers.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond)
+	waitFor(t, "attackers come", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.conns) > len(attacks)
+	})
 	loud := latencies(good, 300)
 	attackers.Process.Kill()
 	attackers.Wait()
