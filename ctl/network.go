@@ -3,10 +3,12 @@ package ctl
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -124,6 +126,25 @@ func (l Link) String() string {
 		return "switch" + id
 	}
 	return "vm" + id + "-if" + strconv.Itoa(l.NIC)
+}
+
+// MaxID bounds the ids of machines and switches that have links.
+const MaxID = 100_000_000
+
+// ParseLink reads what String makes and nothing else.
+func ParseLink(s string) (Link, error) {
+	id, ok := strings.CutPrefix(s, "switch")
+	l := Link{Switch: ok}
+	if !l.Switch {
+		var nic string
+		id, nic, _ = strings.Cut(strings.TrimPrefix(s, "vm"), "-if")
+		l.NIC, ok = PartNumber(nic)
+	}
+	n, err := strconv.ParseUint(id, 10, 32)
+	if l.ID = uint32(n); !ok || err != nil || n < 1 || n > MaxID || l.String() != s {
+		return Link{}, fmt.Errorf("%.40q is no link", s)
+	}
+	return l, nil
 }
 
 // Port is how a NIC is a port of its switch.

@@ -40,3 +40,27 @@ func TestLocal(t *testing.T) {
 		t.Errorf("without an IPv6 network: %v, %v", a, err)
 	}
 }
+
+func FuzzParseLink(f *testing.F) {
+	for _, s := range []string{"vm1-if0", "switch3", "vm0-if0", "vm1-if16", "vm01-if0", "switch4294967296", "switch-1", "vm1", "vm1-if", "eth0", "1-if0", "switch1-if0"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if l, err := ctl.ParseLink(s); err == nil && (l.String() != s || l.ID == 0 || l.ID > ctl.MaxID || l.NIC >= ctl.MaxNICs) {
+			t.Errorf("ParseLink(%q) = %+v", s, l)
+		}
+	})
+}
+
+func TestParseLink(t *testing.T) {
+	for _, l := range []ctl.Link{ctl.NICLink(1, 0), ctl.NICLink(ctl.MaxID, 15), ctl.SwitchLink(7)} {
+		if got, err := ctl.ParseLink(l.String()); err != nil || got != l {
+			t.Errorf("%v: got %+v, %v", l, got, err)
+		}
+	}
+	for _, s := range []string{"", "vm1", "vm1-if16", "vm01-if0", "vm1-if00", "vm100000001-if0", "1-if0", "switch0", "switch1-if0", "switch"} {
+		if l, err := ctl.ParseLink(s); err == nil {
+			t.Errorf("%q is read as %+v", s, l)
+		}
+	}
+}

@@ -53,7 +53,7 @@ func onLink(of func(ctl.Link) error, parse func(args []string) (linkAct, error))
 		if len(args) == 0 {
 			return nil, fmt.Errorf("no link")
 		}
-		l, err := network.ParseLink(args[0])
+		l, err := ctl.ParseLink(args[0])
 		if err == nil {
 			err = of(l)
 		}
@@ -248,7 +248,7 @@ func parseAttach(args []string) (linkAct, error) {
 	if err := count(args, 4); err != nil {
 		return nil, err
 	}
-	sw, err := network.ParseLink(args[0])
+	sw, err := ctl.ParseLink(args[0])
 	if err == nil {
 		err = switches(sw)
 	}
@@ -423,7 +423,7 @@ func parseLinks(args []string) (act, error) {
 	}
 	var after ctl.Link
 	if args[0] != noName {
-		l, err := network.ParseLink(args[0])
+		l, err := ctl.ParseLink(args[0])
 		if err != nil {
 			return nil, err
 		}
@@ -477,7 +477,7 @@ func parseState(f []string) (s ctl.LinkState, err error) {
 		}
 	}
 	var e error
-	s.Link, e = network.ParseLink(f[0])
+	s.Link, e = ctl.ParseLink(f[0])
 	fail(e)
 	s.Ifname, e = parseIfname(f[1])
 	fail(e)

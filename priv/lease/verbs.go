@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -70,10 +69,10 @@ func (p *process) do(r *wire.Request) error {
 		return ctl.Errorf(syscall.EINVAL, "%.40q: no link", r.Verb)
 	}
 	name, args := r.Args[0], r.Args[1:]
-	if !isLink(name) {
-		return ctl.Errorf(syscall.EINVAL, "%.40q: not a link", name)
+	_, err := ctl.ParseLink(name)
+	if err != nil {
+		return ctl.Errorf(syscall.EINVAL, "%s: %v", r.Verb, err)
 	}
-	var err error
 	switch {
 	case r.Verb == "bind" && len(r.Files) == 0:
 		err = p.bind(name, args)
@@ -161,20 +160,6 @@ func (p *process) stop(name string) {
 		l.close()
 		delete(p.links, name)
 	}
-}
-
-// isLink says whether a word is a ctl.Link's.
-func isLink(s string) bool {
-	number := func(s string, bits int) bool {
-		n, err := strconv.ParseUint(s, 10, bits)
-		return err == nil && strconv.FormatUint(n, 10) == s
-	}
-	if id, ok := strings.CutPrefix(s, "switch"); ok {
-		return number(id, 32)
-	}
-	rest, ok := strings.CutPrefix(s, "vm")
-	id, nic, two := strings.Cut(rest, "-if")
-	return ok && two && number(id, 32) && number(nic, 8)
 }
 
 // serveFields are the arguments of serve, and parseService the way back but

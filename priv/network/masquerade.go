@@ -158,7 +158,7 @@ func (n *Network) deleteRules(of func(ctl.Link) bool) error {
 		return err
 	}
 	for _, r := range rules {
-		if owner, err := ParseLink(commentOf(r)); err == nil && of(owner) {
+		if owner, err := ctl.ParseLink(commentOf(r)); err == nil && of(owner) {
 			if err := c.DelRule(r); err != nil {
 				return tablesError(err)
 			}

@@ -470,17 +470,6 @@ func FuzzParseRecord(f *testing.F) {
 	})
 }
 
-func FuzzParseLink(f *testing.F) {
-	for _, s := range []string{"vm1-if0", "switch3", "vm0-if0", "vm1-if16", "vm01-if0", "switch4294967296", "switch-1", "vm1", "vm1-if", "eth0"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if l, err := ParseLink(s); err == nil && (l.String() != s || l.ID == 0 || l.NIC >= ctl.MaxNICs) {
-			t.Errorf("ParseLink(%q) = %+v", s, l)
-		}
-	})
-}
-
 func TestLoadBroken(t *testing.T) {
 	dir := t.TempDir()
 	ok(t, os.WriteFile(filepath.Join(dir, ".network.link.vm1-if0"), []byte("interf"), 0o600))

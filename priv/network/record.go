@@ -225,7 +225,7 @@ func (d records) load() (links map[ctl.Link]*record, vrfs map[uint32]*record, er
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", path, err)
 		}
-		l, bad := ParseLink(token)
+		l, bad := ctl.ParseLink(token)
 		table, err := strconv.ParseUint(number, 10, 32)
 		switch {
 		case isLink && bad == nil:
@@ -240,29 +240,7 @@ func (d records) load() (links map[ctl.Link]*record, vrfs map[uint32]*record, er
 }
 
 // MaxID bounds the ids of machines and switches.
-const MaxID = 100_000_000
-
-// ParseLink reads what ctl.Link's String makes.
-func ParseLink(s string) (ctl.Link, error) {
-	var l ctl.Link
-	if number, ok := strings.CutPrefix(s, "switch"); ok {
-		id, err := strconv.ParseUint(number, 10, 32)
-		if l = ctl.SwitchLink(uint32(id)); err != nil {
-			l.ID = 0
-		}
-	} else if text, ok := strings.CutPrefix(s, "vm"); ok {
-		number, nic, _ := strings.Cut(text, "-if")
-		id, err1 := strconv.ParseUint(number, 10, 32)
-		n, err2 := strconv.ParseUint(nic, 10, 8)
-		if l = ctl.NICLink(uint32(id), int(n)); err1 != nil || err2 != nil || n >= ctl.MaxNICs {
-			l.ID = 0
-		}
-	}
-	if l.ID < 1 || l.ID > MaxID || l.String() != s {
-		return ctl.Link{}, fmt.Errorf("%.40q is no link", s)
-	}
-	return l, nil
-}
+const MaxID = ctl.MaxID
 
 // compareLinks orders switches before machines, and both by number.
 func compareLinks(a, b ctl.Link) int {
