@@ -169,7 +169,9 @@ func TestListen(t *testing.T) {
 	f, err := n.Listen(nic0)
 	ok(t, err)
 	defer f.Close()
+	f.SetReadDeadline(time.Now().Add(30 * time.Second))
 	all := net.HardwareAddr{255, 255, 255, 255, 255, 255}
+	next := append(ipv4(unix.IPPROTO_UDP, 0, 67), "what follows"...) // what did not pass is not before it
 	for i, c := range []struct {
 		kind   uint16
 		packet []byte
@@ -192,14 +194,21 @@ func TestListen(t *testing.T) {
 		{unix.ETH_P_8021Q, append([]byte{0, 5, 8, 0}, ipv4(unix.IPPROTO_UDP, 0, 67)...), false},
 		{unix.ETH_P_IP, nil, false},
 	} {
-		if _, err := tap.Write(frame(all, mac0, c.kind, c.packet...)); err != nil {
-			t.Fatal(err)
+		want := [][]byte{next}
+		if c.want {
+			want = [][]byte{c.packet, next}
 		}
-		b := make([]byte, 2048)
-		f.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-		got, err := f.Read(b)
-		if (err == nil) != c.want || c.want && !bytes.HasPrefix(b[:got], c.packet) {
-			t.Errorf("case %d, % x: got % x, %v, want passed: %v", i, c.packet, b[:got], err, c.want)
+		for _, b := range [][]byte{frame(all, mac0, c.kind, c.packet...), frame(all, mac0, unix.ETH_P_IP, next...)} {
+			if _, err := tap.Write(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, w := range want {
+			b := make([]byte, 2048)
+			got, err := f.Read(b)
+			if err != nil || !bytes.HasPrefix(b[:got], w) {
+				t.Fatalf("case %d, % x: got % x, %v, want % x", i, c.packet, b[:got], err, w)
+			}
 		}
 	}
 	if err := unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != unix.EPERM {
