@@ -24,12 +24,14 @@ type Host interface {
 	// many bases), ETIMEDOUT.
 	Open(ctx context.Context, uid uint32, wants []Want) ([]Opened, error)
 
-	// Spawn starts a guest process for the machine id and connects to it;
-	// pid is what the host calls it. The process ends by itself if it is
-	// left before it was told Go. With outward it has the daemon's network, for
-	// a NIC without a tap; else it has none. EOPNOTSUPP for that of a daemon of
-	// root's.
-	Spawn(ctx context.Context, id uint32, accel string, outward bool) (g Guest, pid int, err error)
+	// Spawn starts a guest process and connects to it; pid is what the host
+	// calls it. The process ends by itself if it is left before it was told
+	// Go. EOPNOTSUPP for one that is outward, of a daemon of root's.
+	Spawn(ctx context.Context, p Process) (g Guest, pid int, err error)
+
+	// Bounds says what limits the guest process of id has, and whether it
+	// exceeded them, until the next Spawn for id.
+	Bounds(ctx context.Context, id uint32) (Bounds, error)
 
 	// Guests lists the guest processes that run, as priv recorded them.
 	Guests(ctx context.Context) ([]GuestProcess, error)

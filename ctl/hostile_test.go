@@ -20,8 +20,8 @@ type hostile struct {
 	state   func(*ctl.GuestState)         // nil: as it is
 }
 
-func (h *hostile) Spawn(ctx context.Context, id uint32, accel string, outward bool) (ctl.Guest, int, error) {
-	g, pid, err := h.Host.Spawn(ctx, id, accel, outward)
+func (h *hostile) Spawn(ctx context.Context, p ctl.Process) (ctl.Guest, int, error) {
+	g, pid, err := h.Host.Spawn(ctx, p)
 	return &liar{g, h}, pid, err
 }
 

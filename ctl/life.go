@@ -167,6 +167,7 @@ func (vm *VM) finish(l *launch, how *Exit) {
 	l.finished.Store(true)
 	vm.keepConsole(l)
 	exit := *how
+	vm.overBounds(&exit)
 	exit.How, exit.Who = oneLine(exit.How), oneWord(exit.Who)
 	if now := time.Now(); exit.At.After(now) { // a time that no file could say, for one
 		exit.At = now
@@ -324,6 +325,7 @@ func (vm *VM) tryAdopt(l *launch) bool {
 	l.console = newLaunchConsole(g.Console())
 	vm.since, vm.lastRun = st.Started, monotonic(st.Started)
 	vm.mu.Unlock()
+	vm.learnBounds(ctx, l)
 	switch st.State {
 	case "new":
 		vm.undoOrphan(l)

@@ -31,8 +31,9 @@ func (vm *VM) Info(ctx context.Context) string {
 	var g Guest
 	var st GuestState
 	var pid int
+	var bounds string
 	if l != nil {
-		g, st, pid = l.guest, l.state, l.pid
+		g, st, pid, bounds = l.guest, l.state, l.pid, l.bounds
 		generation = max(generation, l.generation)
 	}
 	vm.mu.Unlock()
@@ -44,6 +45,9 @@ func (vm *VM) Info(ctx context.Context) string {
 	}
 	if pid != 0 {
 		line("pid", pid)
+	}
+	if bounds != "" {
+		line("cgroup", bounds)
 	}
 	if !st.Started.IsZero() {
 		line("started", stamp(st.Started))

@@ -33,6 +33,7 @@ type launch struct {
 
 	state   GuestState // as it was heard last
 	pid     int
+	bounds  string         // its cgroup, for info
 	console *launchConsole // nil before there is one
 	logged  bool           // its console is in STATE/vm/NAME/console
 	nics    []*nic
@@ -189,7 +190,7 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 	}
 	atStep(vm.m.State, "spawn")
 	vm.m.died.Delete(vm.id)
-	g, pid, err := vm.m.Host.Spawn(ctx, vm.id, spec.Accel, spec.outward())
+	g, pid, err := vm.m.Host.Spawn(ctx, spec.process())
 	if err != nil {
 		return err
 	}
@@ -198,6 +199,7 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 	l.console = newLaunchConsole(g.Console())
 	vm.mu.Unlock()
 	vm.changed() // who waits for a console has one
+	vm.learnBounds(ctx, l)
 
 	atStep(vm.m.State, "give")
 	if err := g.Give(ctx, spec); err != nil {

@@ -133,11 +133,10 @@ func (c *Client) Open(ctx context.Context, uid uint32, wants []ctl.Want) ([]ctl.
 }
 
 // Spawn starts the guest process of a machine and returns its pid. The
-// process then listens at its socket in the run directory. With outward it has
-// the daemon's network: EOPNOTSUPP if that is root's. EBUSY if there is one
-// already.
-func (c *Client) Spawn(ctx context.Context, id uint32, accel string, outward bool) (pid int, err error) {
-	fields, err := c.call(ctx, "spawn", decimal(id), accel, yesNo(outward))
+// process then listens at its socket in the run directory. EOPNOTSUPP if it is
+// to be outward and the daemon is root's, EBUSY if there is one already.
+func (c *Client) Spawn(ctx context.Context, p ctl.Process) (pid int, err error) {
+	fields, err := c.call(ctx, "spawn", spawnArgs(p)...)
 	if err != nil {
 		return 0, err
 	}
@@ -188,6 +187,22 @@ func parsePage(fields []string, after uint32) ([]ctl.GuestProcess, error) {
 func (c *Client) End(ctx context.Context, id uint32) error {
 	_, err := c.call(ctx, "end", decimal(id))
 	return err
+}
+
+// Bounds says what limits the guest process of a machine has.
+func (c *Client) Bounds(ctx context.Context, id uint32) (ctl.Bounds, error) {
+	f, err := c.call(ctx, "bounds", decimal(id))
+	if err != nil {
+		return ctl.Bounds{}, err
+	}
+	if len(f) != 2 {
+		return ctl.Bounds{}, errAnswer("bounds")
+	}
+	killed, err := strconv.ParseUint(f[1], 10, 64)
+	if err != nil {
+		return ctl.Bounds{}, errAnswer("bounds")
+	}
+	return ctl.Bounds{Text: f[0], Killed: killed}, nil
 }
 
 // Engines says what can run a machine here, as the host is now.

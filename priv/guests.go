@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
+	"vmfs/priv/cgroup"
 )
 
 // endTime is how long the end of a killed process may take.
@@ -32,6 +34,7 @@ type guests struct {
 	exited  func(id uint32, status string) // of a guest that this daemon started
 
 	unjailed string // why guests can have no namespaces, if they cannot
+	cgroups  *cgroup.Tree
 
 	mu   sync.Mutex
 	free sync.Cond       // a change of held
@@ -64,18 +67,40 @@ func (g *guests) socket(id uint32) string {
 	return g.dir + "/" + strconv.FormatUint(uint64(id), 10)
 }
 
-// forget removes what is left of a guest that has ended.
-func (g *guests) forget(id uint32) {
+// forget removes what is left of a guest that has ended. It fails where that
+// is a cgroup that cannot be emptied, which stays on record.
+func (g *guests) forget(id uint32) error {
 	os.Remove(g.socket(id))
 	g.records.remove(guestRecord(id))
+	return g.cgroups.End(id, endTime)
+}
+
+// forgetAloud is forget where nobody is to be told.
+func (g *guests) forgetAloud(id uint32) {
+	if err := g.forget(id); err != nil {
+		fmt.Fprintf(os.Stderr, "vmfs: guest %d: %v\n", id, err)
+	}
+}
+
+// bounds says what limits a guest.
+func (g *guests) bounds(id uint32) (text string, killed uint64) {
+	defer g.hold(id)()
+	return g.cgroups.State(id)
 }
 
 // sweep removes what dead guests of earlier daemons left: records of
 // processes that are no more, and sockets and half-written files that have no
 // record.
 func (g *guests) sweep() error {
-	if _, err := g.list(0, maxID); err != nil {
+	live, err := g.list(0, maxID)
+	if err != nil {
 		return err
+	}
+	lives := func(id uint32) bool {
+		return slices.ContainsFunc(live, func(p ctl.GuestProcess) bool { return p.ID == id })
+	}
+	if err := g.cgroups.Sweep(lives, endTime); err != nil {
+		fmt.Fprintf(os.Stderr, "vmfs: cgroups of guests that ended: %v\n", err)
 	}
 	for _, dir := range []string{g.dir, g.records.dir} {
 		entries, err := os.ReadDir(dir)
@@ -125,7 +150,7 @@ func (g *guests) alive(id uint32) int {
 	defer g.hold(id)()
 	r, err := g.records.read(guestRecord(id))
 	if err != nil || !r.live() {
-		g.forget(id)
+		g.forgetAloud(id)
 		return 0
 	}
 	return r.pid
@@ -143,43 +168,70 @@ func (g *guests) end(id uint32) error {
 	if err != nil {
 		return fmt.Errorf("end guest %d: %w", id, err)
 	}
-	g.forget(id)
+	if err := g.forget(id); err != nil {
+		return fmt.Errorf("end guest %d: %w", id, err)
+	}
 	return nil
 }
 
-// spawn starts the guest of a machine and returns its pid; with outward it has
-// the daemon's network. EBUSY if it runs.
-func (g *guests) spawn(id uint32, accel string, outward bool) (int, error) {
-	if err := g.fence(outward); err != nil {
+// spawn starts the guest of a machine and returns its pid. EBUSY if it runs.
+func (g *guests) spawn(p ctl.Process) (int, error) {
+	id := p.ID
+	if err := g.fence(p.Outward); err != nil {
 		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
 	}
 	defer g.hold(id)()
 	if r, err := g.records.read(guestRecord(id)); err == nil && r.live() {
 		return 0, ctl.Errorf(syscall.EBUSY, "spawn guest %d: process %d is one", id, r.pid)
 	}
-	g.forget(id)
-	socket, err := g.bind(id)
-	if err != nil {
+	if err := g.forget(id); err != nil {
 		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
+	}
+	pid, err := g.launch(p)
+	if err != nil {
+		g.forgetAloud(id)
+		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
+	}
+	return pid, nil
+}
+
+// launch makes what the guest's process gets, and starts it in its cgroup.
+// What it leaves of a failure, forget removes.
+func (g *guests) launch(p ctl.Process) (int, error) {
+	socket, err := g.bind(p.ID)
+	if err != nil {
+		return 0, err
 	}
 	defer socket.Close()
-	cmd := g.command(id, accel, outward)
-	cmd.ExtraFiles = []*os.File{socket}
-	if accel == accelNative {
+	files := []*os.File{socket}
+	if p.Accel == accelNative {
 		kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 		if err != nil {
-			g.forget(id)
-			return 0, ctl.Errorf(ctl.Errno(err), "spawn guest %d: %v", id, err)
+			return 0, err
 		}
 		defer kvm.Close()
-		cmd.ExtraFiles = append(cmd.ExtraFiles, kvm)
-		if g.small != nil {
-			as(cmd, g.small)
-		}
+		files = append(files, kvm)
 	}
-	if err := g.start(id, cmd); err != nil {
-		g.forget(id)
-		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
+	group, err := g.cgroups.Make(p.ID, cgroup.Need{Engine: p.Accel, CPUs: p.CPUs, Memory: p.MemoryMiB, Images: p.Images, Files: p.FilesMiB})
+	if err != nil {
+		return 0, err
+	}
+	cmd := g.command(p, files)
+	if group != nil {
+		defer group.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
+	err = g.start(p.ID, cmd)
+	if err != nil && group != nil && cmd.Process == nil {
+		// A host can have cgroups and let nobody be born in them.
+		if err := g.cgroups.Without(p.ID, "no process can be started in it: "+err.Error()); err != nil {
+			return 0, err
+		}
+		cmd = g.command(p, files)
+		err = g.start(p.ID, cmd)
+	}
+	if err != nil {
+		return 0, err
 	}
 	return cmd.Process.Pid, nil
 }
@@ -208,15 +260,19 @@ func (g *guests) reap(id uint32, cmd *exec.Cmd) {
 	defer g.exited(id, cmd.ProcessState.String())
 	defer g.hold(id)()
 	if r, err := g.records.read(guestRecord(id)); err == nil && r.pid == cmd.Process.Pid && !r.live() {
-		g.forget(id) // the next guest of the same id has another record
+		g.forgetAloud(id) // the next guest of the same id has another record
 	}
 }
 
 // command is the guest's: pid 1 of its own world, without a terminal.
-func (g *guests) command(id uint32, accel string, outward bool) *exec.Cmd {
-	args := []string{decimal(id), decimal(g.guestUID(id)), decimal(g.coreUID), accel, g.dir}
-	cmd := role("guest", append(args, g.words(outward)...)...)
-	cmd.SysProcAttr = g.namespaces(outward)
+func (g *guests) command(p ctl.Process, files []*os.File) *exec.Cmd {
+	args := []string{decimal(p.ID), decimal(g.guestUID(p.ID)), decimal(g.coreUID), p.Accel, g.dir}
+	cmd := role("guest", append(args, g.words(p.Outward)...)...)
+	cmd.SysProcAttr = g.namespaces(p.Outward)
+	cmd.ExtraFiles = files
+	if p.Accel == accelNative && g.small != nil {
+		as(cmd, g.small)
+	}
 	return cmd
 }
 

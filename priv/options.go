@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmfs/priv/cgroup"
 	"vmfs/priv/network"
 )
 
@@ -21,6 +22,7 @@ type Options struct {
 	Images            []string // below which root's own images lie
 	Interfaces        []string // that vmfs did not make and may use
 	Networks          []string // that machines and switches have addresses of
+	Cgroup            string   // in which guests have theirs; empty: the daemon's own
 	NineP             NineP
 	Version           string // of the program, for core to show
 }
@@ -73,6 +75,9 @@ func (o *Options) valid() error {
 			return fmt.Errorf("images directory %q: not an absolute path", d)
 		}
 	}
+	if o.Cgroup != "" && (!filepath.IsAbs(o.Cgroup) || o.Cgroup != filepath.Clean(o.Cgroup)) {
+		return fmt.Errorf("cgroup %q: not an absolute path without dots", o.Cgroup)
+	}
 	for _, name := range o.Interfaces {
 		if !network.ValidName(name) {
 			return fmt.Errorf("interface %q: no interface can be called so", name)
@@ -108,12 +113,21 @@ func (o *Options) resolve() error {
 // another run directory have another name, so that each keeps to its own.
 func (o *Options) network(records string) network.Options {
 	networks, _ := parseAll(o.Networks, parseNetwork)
-	tables := "vmfs"
-	if o.Run != DefaultRun {
-		sum := sha256.Sum256([]byte(o.Run))
-		tables += "-" + hex.EncodeToString(sum[:4])
+	return network.Options{Records: records, Interfaces: o.Interfaces, Networks: networks, Tables: o.name()}
+}
+
+// cgroup says where guests have their cgroups.
+func (o *Options) cgroup(records string) cgroup.Options {
+	return cgroup.Options{Records: records, Name: o.name(), Dir: o.Cgroup}
+}
+
+// name is no other daemon's on this host.
+func (o *Options) name() string {
+	if o.Run == DefaultRun {
+		return "vmfs"
 	}
-	return network.Options{Records: records, Interfaces: o.Interfaces, Networks: networks, Tables: tables}
+	sum := sha256.Sum256([]byte(o.Run))
+	return "vmfs-" + hex.EncodeToString(sum[:4])
 }
 
 func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }

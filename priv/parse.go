@@ -39,6 +39,53 @@ func parseUID(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
+// Bounds of what a launch may say that it needs: the most that a machine may
+// have, and more than any of its files is.
+const (
+	maxCPUs     = 64
+	maxMemory   = 16 << 20 // MiB
+	maxImages   = ctl.MaxParts * (1 + maxBases)
+	maxFilesMiB = 1 << 20
+)
+
+// parseProcess reads "ID native|kvm|tcg yes|no CPUS MEMORY IMAGES FILES".
+func parseProcess(args []string) (p ctl.Process, err error) {
+	if err := count(args, 7); err != nil {
+		return p, err
+	}
+	if p.ID, err = parseID(args[0]); err != nil {
+		return p, err
+	}
+	p.Accel = args[1]
+	if p.Accel != accelNative && p.Accel != "kvm" && p.Accel != "tcg" {
+		return p, fmt.Errorf("%.40q is not native, kvm or tcg", p.Accel)
+	}
+	if p.Outward, err = parseYesNo(args[2]); err != nil {
+		return p, err
+	}
+	for i, n := range []struct {
+		to          *int
+		least, most int
+	}{{&p.CPUs, 1, maxCPUs}, {&p.MemoryMiB, 1, maxMemory}, {&p.Images, 0, maxImages}, {&p.FilesMiB, 0, maxFilesMiB}} {
+		arg := args[3+i]
+		v, err := strconv.Atoi(arg)
+		if err != nil || v < n.least || v > n.most || strconv.Itoa(v) != arg {
+			return p, fmt.Errorf("%.40q is no number from %d to %d", arg, n.least, n.most)
+		}
+		*n.to = v
+	}
+	return p, nil
+}
+
+// spawnArgs is the inverse of parseProcess.
+func spawnArgs(p ctl.Process) []string {
+	args := []string{decimal(p.ID), p.Accel, yesNo(p.Outward)}
+	for _, n := range []int{p.CPUs, p.MemoryMiB, p.Images, p.FilesMiB} {
+		args = append(args, strconv.Itoa(n))
+	}
+	return args
+}
+
 // maxPath is the longest path that the kernel takes, in bytes.
 const maxPath = 4095
 

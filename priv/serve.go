@@ -14,6 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"vmfs/priv/cgroup"
 	"vmfs/priv/confine"
 	"vmfs/priv/network"
 )
@@ -115,6 +116,7 @@ func newServer(o Options) (_ *server, err error) {
 	}
 	defer func() {
 		if err != nil {
+			s.tidy()
 			s.lock.release()
 		}
 	}()
@@ -128,6 +130,7 @@ func newServer(o Options) (_ *server, err error) {
 	if err := s.endStray(); err != nil {
 		return nil, err
 	}
+	s.guests.cgroups = cgroup.Open(o.cgroup(s.guests.records.dir))
 	if err := s.guests.sweep(); err != nil {
 		return nil, err
 	}
@@ -256,6 +259,16 @@ func (s *server) exited(id uint32, status string) {
 	}
 }
 
+// tidy removes what only a daemon with guests needs.
+func (s *server) tidy() {
+	if live, err := s.guests.list(0, 1); err != nil || len(live) > 0 {
+		return
+	}
+	s.guests.cgroups.Close()
+	os.Remove(s.guests.dir)
+	os.Remove(s.guests.records.dir)
+}
+
 // close leaves what the next daemon needs: the cover, the state, and the
 // guests with their records.
 func (s *server) close() {
@@ -265,10 +278,7 @@ func (s *server) close() {
 	if s.network != nil {
 		s.network.Close()
 	}
-	if live, err := s.guests.list(0, 1); err == nil && len(live) == 0 {
-		os.Remove(s.guests.dir)
-		os.Remove(s.guests.records.dir)
-	}
+	s.tidy()
 	s.state.Close()
 	s.lock.release()
 }

@@ -32,7 +32,8 @@ type reply struct {
 // verbs is all that core may ask for, with linkVerbs.
 var verbs = []verb{
 	{"open", "UID (ro|rw FORMAT PATH)...", "only a user's own rights open his files, and those behind them; root's only below -images", parseOpen},
-	{"spawn", "ID native|kvm|tcg yes|no", "namespaces and the guest's uid need root; one guest an id", parseSpawn},
+	{"spawn", "ID native|kvm|tcg yes|no CPUS MEMORY IMAGES FILES", "namespaces, the guest's uid and its cgroup need root; one guest an id", parseSpawn},
+	{"bounds", "ID", "what is in a guest's cgroup is root's to say; only of one that the records name", parseBounds},
 	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", parseGuests},
 	{"end", "ID", "a guest has another uid than core; only one that the records name", parseEnd},
 	{"engines", "", "/dev/kvm may be root's; QEMU is run as nobody, for its version", none(engineList)},
@@ -91,24 +92,27 @@ func parseOpen(args []string) (act, error) {
 }
 
 func parseSpawn(args []string) (act, error) {
-	if err := count(args, 3); err != nil {
+	p, err := parseProcess(args)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, s *server) (reply, error) {
+		pid, err := s.guests.spawn(p)
+		return reply{fields: []string{strconv.Itoa(pid)}}, err
+	}, nil
+}
+
+func parseBounds(args []string) (act, error) {
+	if err := count(args, 1); err != nil {
 		return nil, err
 	}
 	id, err := parseID(args[0])
 	if err != nil {
 		return nil, err
 	}
-	accel := args[1]
-	if accel != accelNative && accel != "kvm" && accel != "tcg" {
-		return nil, fmt.Errorf("%.40q is not native, kvm or tcg", accel)
-	}
-	outward, err := parseYesNo(args[2])
-	if err != nil {
-		return nil, err
-	}
 	return func(ctx context.Context, s *server) (reply, error) {
-		pid, err := s.guests.spawn(id, accel, outward)
-		return reply{fields: []string{strconv.Itoa(pid)}}, err
+		text, killed := s.guests.bounds(id)
+		return reply{fields: []string{text, strconv.FormatUint(killed, 10)}}, nil
 	}, nil
 }
 

@@ -174,12 +174,12 @@ type host struct {
 }
 
 // Spawn starts a guest process and connects to it.
-func (h *host) Spawn(ctx context.Context, id uint32, accel string, outward bool) (ctl.Guest, int, error) {
-	pid, err := h.Client.Spawn(ctx, id, accel, outward)
+func (h *host) Spawn(ctx context.Context, p ctl.Process) (ctl.Guest, int, error) {
+	pid, err := h.Client.Spawn(ctx, p)
 	if err != nil {
 		return nil, 0, err
 	}
-	g, err := h.Adopt(ctx, id)
+	g, err := h.Adopt(ctx, p.ID)
 	return g, pid, err
 }
 

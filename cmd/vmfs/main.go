@@ -22,7 +22,7 @@ import (
 const version = "0.1"
 
 const usage = `usage: vmfs serve [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]... [-network CIDR]...
-                  [-9p ADDR]... [-9p-cert FILE -9p-key FILE -9p-ca FILE] [-9p-root] [-9p-insecure]
+                  [-cgroup DIR] [-9p ADDR]... [-9p-cert FILE -9p-key FILE -9p-ca FILE] [-9p-root] [-9p-insecure]
        vmfs mount [-allow-other] [-ca FILE] [-cert FILE] [-key FILE] [-name NAME] ADDR DIR
        vmfs console [-m DIR] NAME
        vmfs check [-m DIR] [-state DIR] [-run DIR] [-images DIR]... [-interface NAME]...

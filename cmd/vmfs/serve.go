@@ -27,6 +27,7 @@ func serve(args []string) int {
 	flags.Var((*list)(&o.Images), "images", "")
 	flags.Var((*list)(&o.Interfaces), "interface", "")
 	flags.Var((*list)(&o.Networks), "network", "")
+	flags.StringVar(&o.Cgroup, "cgroup", "", "")
 	flags.Var((*list)(&o.NineP.Addrs), "9p", "")
 	flags.StringVar(&o.NineP.Cert, "9p-cert", "", "")
 	flags.StringVar(&o.NineP.Key, "9p-key", "", "")

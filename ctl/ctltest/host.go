@@ -30,6 +30,7 @@ type Host struct {
 	Network
 
 	guests map[uint32]*Guest
+	bounds map[uint32]ctl.Bounds
 }
 
 // NewHost makes a Host on which every start succeeds.
@@ -122,16 +123,16 @@ func (h *Host) Abandon() {
 }
 
 // Spawn makes a guest.
-func (h *Host) Spawn(_ context.Context, id uint32, accel string, outward bool) (ctl.Guest, int, error) {
+func (h *Host) Spawn(_ context.Context, p ctl.Process) (ctl.Guest, int, error) {
 	if err := h.refused("spawn"); err != nil {
 		return nil, 0, err
 	}
 	h.Lock()
 	defer h.Unlock()
-	g := &Guest{host: h, id: id, accel: accel, outward: outward, console: &Console{changed: make(chan struct{})}}
+	g := &Guest{host: h, id: p.ID, accel: p.Accel, outward: p.Outward, console: &Console{changed: make(chan struct{})}}
 	g.state.State = "new"
-	h.guests[id] = g
-	return g.connect(), 1000 + int(id), nil
+	h.guests[p.ID] = g
+	return g.connect(), 1000 + int(p.ID), nil
 }
 
 // Guests lists those that were not ended.

@@ -82,3 +82,14 @@ cable() {
 
 # tables is what the daemon calls its nftables tables.
 tables() { echo "vmfs-$(printf %s "$RUN" | sha256sum | cut -c1-8)"; }
+
+# started NAME starts a machine that does not run. On a busy machine an emulated
+# QEMU may take longer to start than a start may: the caller tries again.
+started() {
+	grep -qx running "$MNT/vm/$1/status" || { echo clear-failed >"$MNT/vm/$1/ctl"; echo start >"$MNT/vm/$1/ctl"; }
+}
+
+# tree is where the daemon makes cgroups that was started at the root of them,
+# and group NAME the cgroup of a machine there.
+tree() { echo "/sys/fs/cgroup/$(tables)"; }
+group() { echo "$(tree)/vm-$(sed -n 's/^id //p' "$MNT/vm/$1/info")"; }

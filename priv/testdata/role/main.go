@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmfs/ctl"
 	"vmfs/priv"
 	"vmfs/priv/confine"
 	"vmfs/priv/lease"
@@ -86,7 +87,7 @@ func do(p *priv.Client, word string, signals chan os.Signal) {
 	case "serving":
 		err = p.Serving(ctx)
 	case "spawn":
-		_, err = p.Spawn(ctx, uint32(n), "tcg", false)
+		_, err = p.Spawn(ctx, ctl.Process{ID: uint32(n), Accel: "tcg", CPUs: 1, MemoryMiB: 64})
 	case "end":
 		err = p.End(ctx, uint32(n))
 	case "guests":
