@@ -60,10 +60,17 @@ func (s station) send(to, from net.HardwareAddr, payload ...byte) {
 	}
 }
 
-// hears reports whether a frame with a payload comes. Others are passed over.
-func (s station) hears(payload ...byte) bool {
+// hears waits for a frame with a payload.
+func (s station) hears(payload ...byte) bool { return s.hearsWithin(30*time.Second, payload) }
+
+// heard reports whether one comes that was sent: there is no wire on which it
+// could be for long.
+func (s station) heard(payload ...byte) bool { return s.hearsWithin(200*time.Millisecond, payload) }
+
+// hearsWithin passes other frames over.
+func (s station) hearsWithin(limit time.Duration, payload []byte) bool {
 	s.t.Helper()
-	end := time.Now().Add(200 * time.Millisecond)
+	end := time.Now().Add(limit)
 	b := make([]byte, 2048)
 	for {
 		left := time.Until(end).Milliseconds()
@@ -99,7 +106,7 @@ func TestLockedAndIsolated(t *testing.T) {
 		t.Error("a locked port cannot send from its own address")
 	}
 	locked.send(free.mac, other, 2)
-	if free.hears(2) {
+	if free.heard(2) {
 		t.Error("a locked port sent from another address")
 	}
 	// An address that the bridge knows from before.
@@ -109,7 +116,7 @@ func TestLockedAndIsolated(t *testing.T) {
 	}
 	locked.send(free.mac, other, 4)
 	locked.send(free.mac, free.mac, 5)
-	if free.hears(4) || free.hears(5) {
+	if free.heard(4) || free.heard(5) {
 		t.Error("a locked port sent from an address that the bridge had learned")
 	}
 	// Another that says it is the locked one does not cut it off.
@@ -123,7 +130,7 @@ func TestLockedAndIsolated(t *testing.T) {
 		t.Error("the locked port was cut off by who used its address")
 	}
 	a.send(b.mac, a.mac, 9)
-	if b.hears(9) {
+	if b.heard(9) {
 		t.Error("isolated ports reach each other")
 	}
 	a.send(free.mac, a.mac, 10)
