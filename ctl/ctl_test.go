@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vmfs/ctl"
@@ -77,16 +78,22 @@ func refused(t *testing.T, err error, errno syscall.Errno, words string) {
 	}
 }
 
-// becomes waits for a status.
-func becomes(t *testing.T, vm *ctl.VM, want string) {
+// await waits for a condition.
+func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 500 {
-		if strings.TrimSuffix(vm.Status(), "\n") == want {
+	for range 6000 {
+		if ok() {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("status is %q, want %q", vm.Status(), want)
+	t.Fatalf("waited a minute in vain for %s", what)
+}
+
+// becomes waits for a status.
+func becomes(t *testing.T, vm *ctl.VM, want string) {
+	t.Helper()
+	await(t, fmt.Sprintf("%s to be %q", vm.Name(), want), func() bool { return strings.TrimSuffix(vm.Status(), "\n") == want })
 }
 
 func TestNames(t *testing.T) {
@@ -356,25 +363,27 @@ func TestEnds(t *testing.T) {
 }
 
 func TestFastRestarts(t *testing.T) {
-	_, vm, host := machine(t)
-	for range 3 {
+	synctest.Test(t, func(t *testing.T) {
+		_, vm, host := machine(t)
+		for range 3 {
+			ok(t, vm.Do(ctx, root, "start", ""))
+			ok(t, vm.Do(ctx, root, "kill", ""))
+		}
+		refused(t, vm.Do(ctx, root, "start", ""), syscall.EAGAIN, "allowed again in")
+		if vm.Status() != "stopped\n" {
+			t.Errorf("a refused start changed the status to %q", vm.Status())
+		}
+		ok(t, vm.Do(ctx, root, "clear-failed", ""))
 		ok(t, vm.Do(ctx, root, "start", ""))
-		ok(t, vm.Do(ctx, root, "kill", ""))
-	}
-	refused(t, vm.Do(ctx, root, "start", ""), syscall.EAGAIN, "allowed again in")
-	if vm.Status() != "stopped\n" {
-		t.Errorf("a refused start changed the status to %q", vm.Status())
-	}
-	ok(t, vm.Do(ctx, root, "clear-failed", ""))
-	ok(t, vm.Do(ctx, root, "start", ""))
-	for range 2 {
+		for n := range 2 {
+			host.Guest(1).Reboot()
+			await(t, "a reboot", func() bool { return strings.Count(vm.EventsText(), " rebooted ") == n+1 })
+			becomes(t, vm, "running")
+		}
 		host.Guest(1).Reboot()
-		time.Sleep(20 * time.Millisecond)
-		becomes(t, vm, "running")
-	}
-	host.Guest(1).Reboot()
-	becomes(t, vm, "failed rebooted too fast")
-	refused(t, vm.Do(ctx, root, "start", ""), syscall.EAGAIN, "allowed again in")
+		becomes(t, vm, "failed rebooted too fast")
+		refused(t, vm.Do(ctx, root, "start", ""), syscall.EAGAIN, "allowed again in")
+	})
 }
 
 func TestAFailedStartKeepsTheDefinition(t *testing.T) {
@@ -471,13 +480,14 @@ func TestAnInterruptedStartIsUndone(t *testing.T) {
 
 func TestAGuestOutlivesTheDaemon(t *testing.T) {
 	dir, host := t.TempDir(), ctltest.NewHost()
-	vm, err := open(t, dir, host).Create(root, "web", 0o755, 0)
+	m := open(t, dir, host)
+	vm, err := m.Create(root, "web", 0o755, 0)
 	ok(t, err)
 	ok(t, vm.Do(ctx, root, "start", ""))
 	host.Guest(1).Print("before ")
-	time.Sleep(50 * time.Millisecond) // the record is written behind the answer
 
 	host.Abandon()
+	m.Close() // the record is written behind the answer
 	vm = open(t, dir, host).VM("web")
 	becomes(t, vm, "running")
 	host.Guest(1).Print("after")
@@ -494,7 +504,8 @@ func TestAGuestOutlivesTheDaemon(t *testing.T) {
 	// It ends while nobody is there.
 	host.Abandon()
 	host.Guest(1).EndAs(ctl.Exit{Who: "guest", How: "power-off"})
-	vm = open(t, dir, host).VM("web")
+	m = open(t, dir, host)
+	vm = m.VM("web")
 	becomes(t, vm, "stopped")
 	if !strings.Contains(vm.Info(ctx), "exit guest ") || host.Guest(1) != nil {
 		t.Errorf("info:\n%s", vm.Info(ctx))
@@ -503,8 +514,8 @@ func TestAGuestOutlivesTheDaemon(t *testing.T) {
 	// Its process dies while nobody is there.
 	ok(t, vm.Do(ctx, root, "clear-failed", ""))
 	ok(t, vm.Do(ctx, root, "start", ""))
-	time.Sleep(50 * time.Millisecond)
 	host.Abandon()
+	m.Close()
 	host.End(ctx, 1)
 	vm = open(t, dir, host).VM("web")
 	becomes(t, vm, "failed the guest process died while the daemon was away")
@@ -515,14 +526,9 @@ func TestRestart(t *testing.T) {
 	ok(t, vm.Do(ctx, root, "restart", ""))
 	becomes(t, vm, "running")
 	ok(t, vm.Do(ctx, root, "restart", "0"))
-	for range 100 {
-		if strings.Contains(vm.Info(ctx), "generation 2\n") {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	await(t, "the next launch", func() bool { return strings.Contains(vm.Info(ctx), "generation 2\n") })
 	becomes(t, vm, "running")
-	if !strings.Contains(vm.Info(ctx), "generation 2\n") || host.Guest(1) == nil {
+	if host.Guest(1) == nil {
 		t.Errorf("not started again:\n%s", vm.Info(ctx))
 	}
 }

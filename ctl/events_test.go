@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"vmfs/ctl"
 	"vmfs/ctl/ctltest"
@@ -89,13 +88,7 @@ func TestEventsAreAList(t *testing.T) {
 // happens waits for an event.
 func happens(t *testing.T, m *ctl.Manager, name string) {
 	t.Helper()
-	for range 500 {
-		if strings.Contains(m.EventsText(), " "+name+" ") {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("there was no %q", name)
+	await(t, "the event "+name, func() bool { return strings.Contains(m.EventsText(), " "+name+" ") })
 }
 
 // The last 4096 events are kept, over restarts too, and numbers go on. Who

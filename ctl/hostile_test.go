@@ -205,7 +205,7 @@ func TestKillAtTheEndOfAStart(t *testing.T) {
 	select {
 	case err := <-killed:
 		ok(t, err)
-	case <-time.After(3 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("kill hangs; the machine is %s, start said %v", strings.TrimSpace(vm.Status()), <-started)
 	}
 	if vm.Active() {
@@ -256,18 +256,14 @@ func TestHostileReboots(t *testing.T) {
 	h.deaf = true
 	ok(t, vm.Do(ctx, alice, "start", ""))
 	g := h.Guest(1)
-	end := time.Now().Add(2 * time.Second)
-	for time.Now().Before(end) {
-		if h.Guest(1) == nil {
-			break
+	await(t, "its end", func() bool {
+		for range 100 {
+			g.Reboot()
+			time.Sleep(20 * time.Microsecond)
 		}
-		g.Reboot()
-		time.Sleep(20 * time.Microsecond)
-	}
-	time.Sleep(200 * time.Millisecond)
-	if h.Guest(1) != nil {
-		t.Errorf("it runs on: %s", vm.Status())
-	}
+		return h.Guest(1) == nil
+	})
+	becomes(t, vm, "failed rebooted too fast")
 	n := 0
 	for _, c := range m.EventsText() {
 		if c == '\n' {

@@ -100,13 +100,7 @@ func TestEphemeral(t *testing.T) {
 	ok(t, vm.Do(ctx, root, "clear-failed", ""))
 	ok(t, vm.Do(ctx, root, "start", ""))
 	ok(t, vm.Do(ctx, root, "kill", ""))
-	for range 100 {
-		if m.VM("web") == nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("the machine is still there")
+	await(t, "the machine's end", func() bool { return m.VM("web") == nil })
 }
 
 func TestAutostart(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"vmfs/ctl"
 	"vmfs/ctl/ctltest"
@@ -573,12 +572,10 @@ func TestLeases(t *testing.T) {
 	}
 
 	host.EndLease()
-	for range 300 {
-		if _, served, n := host.Served(lan); served && n == 2 {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	await(t, "another process that serves", func() bool {
+		_, served, n := host.Served(lan)
+		return served && n == 2
+	})
 	if s, served, n := host.Served(lan); !served || n != 2 || len(s.Bindings) != 2 {
 		t.Fatalf("after the process ended: %v %+v, process %d", served, s, n)
 	}
