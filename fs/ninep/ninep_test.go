@@ -63,6 +63,61 @@ func TestLongWrite(t *testing.T) {
 	}
 }
 
+// The shortest messages that can be agreed on hold a text in pieces, and of a
+// directory whole entries, each once.
+func TestShortMessages(t *testing.T) {
+	tr, _, _ := tree(t)
+	addr, _ := serve(t, tr.Root(), Options{}, is(alice))
+	for _, version := range []string{"9P2000", "9P2000.u"} {
+		long := attached(t, addr, version)
+		short := dial(t, addr)
+		short.attach(minMessage, version)
+		whole := func(c *raw, path string) (text string, reads int) {
+			t.Helper()
+			if e := c.open(1, path, proto.Oread); e != "" {
+				t.Fatal(e)
+			}
+			for {
+				piece := c.read(1, uint64(len(text)), noID)
+				if text += piece; piece == "" {
+					c.clunk(1)
+					return text, reads
+				}
+				reads++
+			}
+		}
+		want, _ := whole(long, "help")
+		if got, reads := whole(short, "help"); got != want || reads < len(want)/minMessage {
+			t.Errorf("%s: %d bytes of help in %d reads, want %d", version, len(got), reads, len(want))
+		}
+		want, _ = whole(long, "vm/web")
+		if got, reads := whole(short, "vm/web"); got != want || reads < 2 {
+			t.Errorf("%s: a directory of %d bytes in %d reads, want %d", version, len(got), reads, len(want))
+		}
+		if len(short.last) > minMessage {
+			t.Errorf("%s: a message of %d bytes", version, len(short.last))
+		}
+		short.open(1, "vm/web", proto.Oread)
+		for off := uint64(0); ; {
+			piece := []byte(short.read(1, off, noID))
+			if len(piece) == 0 {
+				break
+			}
+			off += uint64(len(piece))
+			for len(piece) > 0 {
+				n := 2 + int(binary.LittleEndian.Uint16(piece))
+				if n > len(piece) {
+					t.Fatalf("%s: %d bytes of an entry of %d", version, len(piece), n)
+				}
+				if _, err := checkEntry(piece[:n], version == "9P2000.u"); err != nil {
+					t.Error(err)
+				}
+				piece = piece[n:]
+			}
+		}
+	}
+}
+
 // What is allowed is looked at when a file is opened or walked through, and
 // not when it is used.
 func TestRevoked(t *testing.T) {

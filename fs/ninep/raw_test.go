@@ -101,17 +101,23 @@ func dial(t testing.TB, addr string) *raw {
 func attached(t testing.TB, addr, version string) *raw {
 	t.Helper()
 	r := dial(t, addr)
-	r.rpc(&proto.TRVersion{Header: header(proto.Tversion, noTag), Msize: MaxMessage, Version: version})
+	r.attach(MaxMessage, version)
+	return r
+}
+
+// attach agrees on messages of at most so many bytes and makes fid 0 the root.
+func (r *raw) attach(most uint32, version string) {
+	r.t.Helper()
+	r.rpc(&proto.TRVersion{Header: header(proto.Tversion, noTag), Msize: most, Version: version})
 	if version == "9P2000" {
 		r.rpc(&proto.TAttach{Header: header(proto.Tattach, 1), Fid: 0, Afid: noID})
-		return r
+		return
 	}
 	p := (&proto.TAttach{Header: header(proto.Tattach, 1), Fid: 0, Afid: noID}).Compose()
 	r.sendBytes(sized(binary.LittleEndian.AppendUint32(p, noID)))
 	if a := r.receive(); a[4] != proto.Rattach {
-		t.Fatalf("attach: %q", a)
+		r.t.Fatalf("attach: %q", a)
 	}
-	return r
 }
 
 func (r *raw) sendBytes(p []byte) {
