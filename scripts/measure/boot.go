@@ -15,8 +15,9 @@ import (
 
 const marker = "userland is up"
 
-// bootTimeout bounds one boot; an emulated CPU needs some seconds.
-const bootTimeout = 60 * time.Second
+// bootTimeout bounds one boot: an emulated CPU needs some seconds, one that is
+// emulated by an emulated CPU some minutes.
+const bootTimeout = 5 * time.Minute
 
 // start holds `echo start > ctl` against the same QEMU command line by hand,
 // from the write or the exec until the guest's own programs print.

@@ -50,18 +50,23 @@ func main() {
 			return
 		}
 	}
-	if len(os.Args) != 5 && len(os.Args) != 6 {
-		log.Fatal("usage: measure DIR DISK MEMORY PAIRS [LINES]")
+	args := os.Args[1:]
+	boxed := len(args) > 0 && args[0] == "-box"
+	if boxed {
+		args = args[1:]
 	}
-	pairs, err := strconv.Atoi(os.Args[4])
+	if len(args) != 4 && len(args) != 5 {
+		log.Fatal("usage: measure [-box] DIR DISK MEMORY PAIRS [LINES]")
+	}
+	pairs, err := strconv.Atoi(args[3])
 	if err != nil || pairs < 1 {
-		log.Fatalf("%q: not a number of pairs", os.Args[4])
+		log.Fatalf("%q: not a number of pairs", args[3])
 	}
-	only, err := regexp.Compile(strings.Join(os.Args[5:], ""))
+	only, err := regexp.Compile(strings.Join(args[4:], ""))
 	if err != nil {
 		log.Fatal(err)
 	}
-	if !measure(only, &bench{dir: os.Args[1], diskDir: os.Args[2], memDir: os.Args[3], pairs: pairs}) {
+	if !measure(boxed, only, &bench{dir: args[0], diskDir: args[1], memDir: args[2], pairs: pairs}) {
 		os.Exit(1)
 	}
 }
@@ -74,13 +79,9 @@ var peers = map[string]func(string){
 	"attack":  attack,
 }
 
-// measure is false if something could not be measured at all.
-func measure(only *regexp.Regexp, b *bench) (whole bool) {
-	defer b.close()
-	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", b.pairs)
-	fmt.Printf("%-46s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
-	whole = true
-	for _, m := range []func(*bench) (line, error){
+// hostLines are measured on this machine, boxLines in scripts/testbed.
+var (
+	hostLines = []func(*bench) (line, error){
 		(*bench).openReadClose,
 		(*bench).openReadCloseThousand,
 		(*bench).catStatus,
@@ -116,10 +117,45 @@ func measure(only *regexp.Regexp, b *bench) (whole bool) {
 		(*bench).netSend64K,
 		(*bench).netReceive4K,
 		(*bench).netReceive64K,
-	} {
-		if name := runtime.FuncForPC(reflect.ValueOf(m).Pointer()).Name(); !only.MatchString(name) {
-			continue
+	}
+	boxLines = []func(*bench) (line, error){
+		(*bench).userland,
+		(*bench).blkGuest,
+		(*bench).netGuest,
+	}
+)
+
+// matching are the lines whose functions have names that match.
+func matching(lines []func(*bench) (line, error), only *regexp.Regexp) []func(*bench) (line, error) {
+	return slices.DeleteFunc(slices.Clone(lines), func(m func(*bench) (line, error)) bool {
+		return !only.MatchString(runtime.FuncForPC(reflect.ValueOf(m).Pointer()).Name())
+	})
+}
+
+// measure is false if something could not be measured at all. In the box it
+// measures the lines of the box.
+func measure(boxed bool, only *regexp.Regexp, b *bench) (whole bool) {
+	defer b.close()
+	if boxed {
+		if err := idleCPU(); err != nil {
+			fmt.Printf("not measured: %v\n", err)
+			return false
 		}
+		return b.print(matching(boxLines, only))
+	}
+	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", b.pairs)
+	fmt.Printf("%-46s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
+	whole = b.print(matching(hostLines, only))
+	if len(matching(boxLines, only)) == 0 {
+		return whole
+	}
+	return b.measureBox(only) && whole
+}
+
+// print measures lines and prints them.
+func (b *bench) print(lines []func(*bench) (line, error)) (whole bool) {
+	whole = true
+	for _, m := range lines {
 		l, err := m(b)
 		if errors.As(err, new(skip)) {
 			fmt.Printf("SKIPPED: %v\n", err)
