@@ -83,8 +83,8 @@ func Interrupts(t *testing.T, dir string) {
 	var got string
 	select {
 	case got = <-texts:
-	case <-time.After(10 * time.Second):
-		t.Fatal("the events did not all come within 10 s")
+	case <-time.After(time.Minute):
+		t.Fatal("the events did not all come within a minute")
 	}
 	if want := strings.TrimPrefix(read(t, vm+"/events.log"), before); got != want {
 		t.Errorf("the reads gave:\n%swant:\n%s", got, want)

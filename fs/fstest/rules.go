@@ -165,13 +165,13 @@ func openWrite(t *testing.T, path string) *os.File {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 200 {
+	for range 6000 {
 		if ok() {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("not within 2 s: %s", what)
+	t.Errorf("not within a minute: %s", what)
 }
 
 // Policy is rule 3: chmod and chown work at once, on files and directories.
@@ -308,7 +308,7 @@ func NothingWaits(t *testing.T, dir string) {
 func Waits(t *testing.T, dir string) {
 	vm := machine(t, dir)
 	for _, path := range []string{dir + "/live/events", live(vm) + "/events", live(vm) + "/console"} {
-		if d := interrupted(t, path); d > 50*time.Millisecond {
+		if d := interrupted(t, path); d > interruptTime {
 			t.Errorf("%s: a read ended %v after its interrupt", path, d)
 		}
 		fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
@@ -323,12 +323,16 @@ func Waits(t *testing.T, dir string) {
 	reads(t, live(vm)+"/wait", "stopped\n")
 }
 
+// interruptTime is what an interrupt may take.
+const interruptTime = 50 * time.Millisecond
+
 // interrupted gives the least time, of some, from a signal to the end of a
-// process that reads path.
+// process that reads path. On a busy machine most may take longer, since
+// there a process waits to be run at all.
 func interrupted(t *testing.T, path string) time.Duration {
 	t.Helper()
 	least := time.Hour
-	for range 5 {
+	for try := 0; try < 5 || try < 50 && least > interruptTime; try++ {
 		cmd := exec.Command("cat", path)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
@@ -337,7 +341,7 @@ func interrupted(t *testing.T, path string) time.Duration {
 		}
 		time.Sleep(50 * time.Millisecond)
 		begin := time.Now()
-		cmd.Process.Signal(os.Interrupt)
+		cmd.Process.Signal(syscall.SIGTERM) // not SIGINT, which who runs the test may ignore
 		cmd.Wait()
 		least = min(least, time.Since(begin))
 		if cmd.ProcessState.Exited() {

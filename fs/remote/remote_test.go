@@ -72,7 +72,7 @@ func dialed(t testing.TB, path string) *Tree {
 }
 
 // mounted mounts a tree for all users.
-func mounted(t testing.TB, tree *Tree) string {
+func mounted(t *testing.T, tree *Tree) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root")
@@ -86,14 +86,9 @@ func mounted(t testing.TB, tree *Tree) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for range 100 {
-			if err = s.Unmount(); err == nil {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		t.Error(err)
-		unix.Unmount(dir, unix.MNT_DETACH)
+		eventually(t, "nobody uses the mount", func() bool { return unix.Unmount(dir, unix.MNT_EXPIRE) == unix.EAGAIN })
+		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH) // in other mount namespaces too
+		s.Wait()
 	})
 	return dir
 }
@@ -102,7 +97,9 @@ func mounted(t testing.TB, tree *Tree) string {
 // contract.
 func TestRules(t *testing.T) {
 	syscall.Umask(0o022)
-	fstest.Run(t, mounted(t, dialed(t, served(t, fs.New(manager(t)).Root()))))
+	dir := mounted(t, dialed(t, served(t, fs.New(manager(t)).Root())))
+	fstest.NoPoll(t, dir+"/help")
+	fstest.Run(t, dir)
 }
 
 // plain is a dial to a server that is asked for 9P2000 only.
