@@ -68,10 +68,13 @@ type checker struct {
 	refusal  func(own bool) error
 	landlock func() int // the version of Landlock, 0 for none
 	kvm      func() string
+	access   func(path string) error // why who looks may not read and write it
 	qemu     func() (path, version string, err error)
 	mounted  func(point string) (priv.Mount, error)
 	holder   func(run string) string
 }
+
+func readWrite(path string) error { return unix.Access(path, unix.R_OK|unix.W_OK) }
 
 // thisHost is a checker of the host that it runs on.
 func thisHost(o priv.Options, own bool) *checker {
@@ -91,7 +94,7 @@ func thisHost(o priv.Options, own bool) *checker {
 	}
 	c := &checker{
 		options: o, root: os.Geteuid() == 0, own: own, release: kernelRelease(),
-		landlock: landlockVersion, kvm: priv.NoKVM, qemu: priv.FindQEMU, mounted: priv.Mounted, holder: priv.LockHolder,
+		landlock: landlockVersion, kvm: priv.NoKVM, access: readWrite, qemu: priv.FindQEMU, mounted: priv.Mounted, holder: priv.LockHolder,
 	}
 	c.refusal = c.options.Refusal
 	if c.coreUID, c.named = priv.CoreUser(); own {

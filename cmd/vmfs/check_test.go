@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vmfs/priv"
@@ -48,7 +49,7 @@ func checked(t *testing.T, files map[string]string, change func(*checker)) *chec
 	c := &checker{
 		options: priv.Options{Mount: "/vmfs", State: "/var/lib/vmfs", Run: "/run/vmfs", Images: []string{"/usr/share"}},
 		host:    t.TempDir(), root: true, release: "6.1.0-1", coreUID: 998, named: true,
-		landlock: func() int { return 2 }, kvm: func() string { return "" },
+		landlock: func() int { return 2 }, kvm: func() string { return "" }, access: func(string) error { return nil },
 		qemu:    func() (string, string, error) { return "/usr/bin/qemu-system-x86_64", "7.2.22", nil },
 		mounted: func(string) (priv.Mount, error) { return priv.Mount{}, nil },
 		holder:  func(string) string { return "" },
@@ -144,6 +145,13 @@ func TestCheckFindings(t *testing.T) {
 		}, "warn    KVM: open /dev/kvm: permission denied", "adduser USER kvm"},
 		{"my daemon", nil, ownDaemon, "ok      rights: the daemon has those of user", "nic/N/user"},
 		{"my daemon without fusermount3", map[string]string{"/usr/bin/fusermount3": none}, ownDaemon, "missing fusermount3:", "apt install fuse3"},
+		{"fuse closed to my daemon", nil, func(c *checker) {
+			ownDaemon(c)
+			c.access = func(string) error { return syscall.EACCES }
+		}, "missing FUSE: /dev/fuse: permission denied", "chmod 666 /dev/fuse"},
+		{"fuse closed to who looks", nil, func(c *checker) {
+			c.root, c.access = false, func(string) error { return syscall.EACCES }
+		}, "ok      FUSE:", ""},
 		{"my files at the mount point", map[string]string{"/vmfs/precious": ""}, ownDaemon, "missing /vmfs: has files (precious)", "-m"},
 		{"my first state", map[string]string{"/var/lib/vmfs/": ""}, ownDaemon, "ok      /var/lib/vmfs: is empty", ""},
 		{"my later state", map[string]string{"/var/lib/vmfs/vmfs": ""}, ownDaemon, "ok      /var/lib/vmfs: belongs to user", ""},

@@ -213,6 +213,8 @@ func (c *checker) deviceTrouble(m module, node string) string {
 func (c *checker) lookAtFUSE() {
 	if trouble := c.deviceTrouble(module{"fuse", "CONFIG_FUSE_FS"}, "/dev/fuse"); trouble != "" {
 		c.lacks("FUSE", "%s", trouble)
+	} else if err := c.access(c.path("/dev/fuse")); c.own && err != nil {
+		c.lacks("FUSE", "/dev/fuse: %v, and fusermount3 opens it as you: chmod 666 /dev/fuse, as it is where udev makes it", err)
 	} else {
 		c.ok("FUSE", "/dev/fuse is there")
 	}
