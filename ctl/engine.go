@@ -67,6 +67,18 @@ func (c chooser) settle(spec *Launch) error {
 	return err
 }
 
+// unpackedKernel takes a kernel that was unpacked, if it is at hand, for a guest
+// that then need not do that.
+func (vm *VM) unpackedKernel(ctx context.Context, d *definition, spec *Launch) {
+	kernel := vm.m.Host.Unpacked(ctx, d.attrs["kernel"].uid, spec.Kernel)
+	if kernel == nil {
+		return
+	}
+	spec.Kernel.Close()
+	spec.Kernel = kernel
+	spec.Reason += "; the kernel is unpacked"
+}
+
 const noQEMU = "qemu-system-x86_64 is not installed (package qemu-system-x86)"
 
 // notNative says why the native engine cannot run a definition, "" if it can.

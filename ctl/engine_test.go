@@ -99,6 +99,27 @@ func devices(t *testing.T, disks, nics int) string {
 	return b.String()
 }
 
+// TestUnpackedKernel wants a native guest to have the kernel that is at hand,
+// and QEMU's the one that was named.
+func TestUnpackedKernel(t *testing.T) {
+	for engine, want := range map[string]string{"native": "kvm; the kernel is unpacked", "qemu": "kvm, not native: engine is qemu"} {
+		_, vm, host := machine(t)
+		host.KVM, host.Kernel = true, file(t, "unpacked", "ELF")
+		ok(t, vm.Set(root, "engine", engine))
+		ok(t, vm.Do(ctx, root, "start", ""))
+		if got := lineOf(vm.Info(ctx), "engine_reason"); got != want {
+			t.Errorf("%s: reason %q, want %q", engine, got, want)
+		}
+		kernel := vm.Get("kernel")
+		if engine == "native" {
+			kernel = host.Kernel
+		}
+		if got := host.Guest(1).Kernel(); got != kernel {
+			t.Errorf("%s: kernel %s, want %s", engine, got, kernel)
+		}
+	}
+}
+
 // TestStartTime wants a start with the native engine to give up sooner than one
 // with QEMU.
 func TestStartTime(t *testing.T) {

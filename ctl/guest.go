@@ -33,6 +33,12 @@ type Host interface {
 	// exceeded them, until the next Spawn for id.
 	Bounds(ctx context.Context, id uint32) (Bounds, error)
 
+	// Unpacked returns the kernel that is in f, open for reading, where f
+	// unpacks itself and what is in it is at hand; the caller closes it. Else
+	// nil, which is no error: f can be started, and may be at hand the next
+	// time. f stays the caller's; uid is who named it.
+	Unpacked(ctx context.Context, uid uint32, f *os.File) *os.File
+
 	// Guests lists the guest processes that run, as priv recorded them.
 	Guests(ctx context.Context) ([]GuestProcess, error)
 

@@ -180,6 +180,7 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 	if spec.Accel == accelNative {
 		late := time.AfterFunc(nativeTime-time.Since(began), func() { l.undo(tooLong(nativeTime)) })
 		defer late.Stop()
+		vm.unpackedKernel(ctx, d, spec)
 	}
 	atStep(vm.m.State, "record")
 	if err := vm.recordLaunch(l, d, spec); err != nil {

@@ -146,23 +146,27 @@ func (c *core) hungUp() {
 func (c *core) request(ctx context.Context, places chan struct{}, r *wire.Request) {
 	c.heard.Store(time.Now().UnixNano())
 	do, err := parseRequest(r.Verb, r.Args)
-	if err == nil && len(r.Files) > 0 {
-		err = fmt.Errorf("%s: files came with it", r.Verb)
+	if err == nil {
+		err = checkFiles(r.Verb, r.Files)
 	}
-	r.Close()
 	if err != nil {
+		r.Close()
 		c.end(fmt.Errorf("impossible request: %w", err))
 		return
 	}
 	places <- struct{}{}
 	go func() {
 		defer func() { <-places }()
+		defer r.Close()
 		c.answer(ctx, do, r)
 	}()
 }
 
 // answer does what was asked for and says how it went.
 func (c *core) answer(ctx context.Context, do act, r *wire.Request) {
+	if len(r.Files) > 0 {
+		ctx = withFile(ctx, r.Files[0])
+	}
 	done, err := do(ctx, c.server)
 	defer closeAll(done.files)
 	if err == nil {

@@ -27,16 +27,17 @@ const (
 
 // server is the running daemon.
 type server struct {
-	options Options
-	lock    *lock
-	state   *os.File // locked too
-	tree    *tree
-	doors   *doorway
-	guests  *guests
-	openers *openers
-	engines engines
-	network *network.Network
-	lease   leaser
+	options   Options
+	lock      *lock
+	state     *os.File // locked too
+	tree      *tree
+	doors     *doorway
+	guests    *guests
+	openers   *openers
+	engines   engines
+	unpackers unpackers
+	network   *network.Network
+	lease     leaser
 
 	lastRefusal atomic.Int64 // unix nanoseconds
 
@@ -275,6 +276,7 @@ func (s *server) close() {
 	s.tree.clear()
 	s.doors.close()
 	s.lease.end()
+	s.unpackers.close()
 	if s.network != nil {
 		s.network.Close()
 	}

@@ -313,7 +313,7 @@ func TestOpenerHeld(t *testing.T) {
 func TestCompromised(t *testing.T) {
 	for _, line := range []string{
 		"1 open 1000 ro relative/path", "1 open 1899999999 ro /a", "1 spawn 0 tcg no", "1 spawn 4294967295 tcg no",
-		"1 end ../../x", "1 exec /bin/sh", "0 alive", "no tag",
+		"1 end ../../x", "1 exec /bin/sh", "1 unpack 4096", "0 alive", "no tag",
 	} {
 		p := newPlace(t)
 		d := p.serve("raw " + line)

@@ -37,6 +37,7 @@ var verbs = []verb{
 	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", parseGuests},
 	{"end", "ID", "a guest has another uid than core; only one that the records name", parseEnd},
 	{"engines", "", "/dev/kvm may be root's; QEMU is run as nobody, for its version", none(engineList)},
+	{verbUnpack, "LIMIT", "the process that does it is started as root and becomes nobody's uid; two at a time, each for a minute, in memory that comes sealed", parseUnpack},
 	{"alive", "", "a core that is silent for 10 s hangs, and is replaced", none(nothing)},
 	{"serving", "", "the tree is there: says so to who started the daemon", none(serving)},
 	{"draining", "", "guests are being stopped: a SIGTERM waits for shutdown", none(draining)},

@@ -18,6 +18,7 @@ import (
 	"vmfs/priv/confine"
 	"vmfs/priv/wire"
 	"vmfs/vmm"
+	"vmfs/vmm/unpack"
 )
 
 // aliveEvery is how often core shows that it works.
@@ -55,7 +56,9 @@ func core(args []string) error {
 		os.Exit(0)
 	}()
 	ctx := context.Background()
-	m, err := ctl.Open(ctx, ctl.Options{State: state, Boot: bootID(), Version: version, Host: &host{client, run, ruler.Uid != 0}, Log: logLine})
+	m, err := ctl.Open(ctx, ctl.Options{State: state, Boot: bootID(), Version: version, Host: &host{
+		Client: client, run: run, ordinary: ruler.Uid != 0, kernels: unpack.Cache{Unpack: client.Unpack, Log: logLine},
+	}, Log: logLine})
 	if err != nil {
 		return err
 	}
@@ -171,6 +174,12 @@ type host struct {
 	*priv.Client
 	run      string
 	ordinary bool // the daemon is an ordinary user's: there is one uid
+	kernels  unpack.Cache
+}
+
+// Unpacked is the kernel in f, if that is at hand.
+func (h *host) Unpacked(ctx context.Context, uid uint32, f *os.File) *os.File {
+	return h.kernels.Get(ctx, uid, f)
 }
 
 // Spawn starts a guest process and connects to it.

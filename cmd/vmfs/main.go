@@ -17,6 +17,7 @@ import (
 	"vmfs/priv/lease"
 	"vmfs/vmm"
 	"vmfs/vmm/qemu"
+	"vmfs/vmm/unpack"
 )
 
 const version = "0.1"
@@ -58,6 +59,9 @@ func main() {
 	case "lease":
 		rename("vmfs lease")
 		os.Exit(lease.Main())
+	case "unpack":
+		rename("vmfs unpack")
+		os.Exit(unpack.Main(os.Args[2:]))
 	case "keeper":
 		rename("vmfs keeper")
 		if err := keeper(os.Args[2:]); err != nil {

@@ -24,6 +24,7 @@ type Host struct {
 	Blocking func(ctx context.Context) // called in Go, for starts that last
 	Asked    []uint32                  // the uids of each Open
 	Wants    []ctl.Want                // of the last Open
+	Kernel   string                    // path of what is in a kernel, empty for nothing
 	Drained  bool
 	Down     chan struct{} // closed by Shutdown
 
@@ -135,6 +136,20 @@ func (h *Host) Spawn(_ context.Context, p ctl.Process) (ctl.Guest, int, error) {
 	return g.connect(), 1000 + int(p.ID), nil
 }
 
+// Unpacked is what was set.
+func (h *Host) Unpacked(_ context.Context, uid uint32, f *os.File) *os.File {
+	h.Lock()
+	defer h.Unlock()
+	if h.Kernel == "" {
+		return nil
+	}
+	kernel, err := os.Open(h.Kernel)
+	if err != nil {
+		return nil
+	}
+	return kernel
+}
+
 // Guests lists those that were not ended.
 func (h *Host) Guests(context.Context) ([]ctl.GuestProcess, error) {
 	h.Lock()
@@ -206,6 +221,7 @@ type Guest struct {
 	state  ctl.GuestState
 	typed  []byte
 	medium string
+	kernel string
 	vars   string
 	conns  map[*conn]bool
 	dead   bool
@@ -229,6 +245,13 @@ func (g *Guest) Vars() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.vars
+}
+
+// Kernel is the path of its kernel.
+func (g *Guest) Kernel() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.kernel
 }
 
 // Medium is the path of what is in the cdrom drive.
@@ -325,6 +348,9 @@ func (c *conn) Give(_ context.Context, l *ctl.Launch) error {
 	defer c.g.mu.Unlock()
 	if l.Vars != nil {
 		c.g.vars = l.Vars.Name()
+	}
+	if l.Kernel != nil {
+		c.g.kernel = l.Kernel.Name()
 	}
 	if l.Cdrom != nil {
 		c.g.medium = l.Cdrom.Name()

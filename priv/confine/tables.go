@@ -3,7 +3,7 @@ package confine
 import "golang.org/x/sys/unix"
 
 // Roles lists every role: the daemon's in the order in which they come to be.
-var Roles = []Role{Priv, Opener, Core, Lease, Jail, Guest, Native, Mount, OrdinaryPriv, OrdinaryJail}
+var Roles = []Role{Priv, Opener, Core, Lease, Unpack, Jail, Guest, Native, Mount, OrdinaryPriv, OrdinaryJail}
 
 // Priv is the daemon's privileged half.
 var Priv = Role{
@@ -101,6 +101,24 @@ var Lease = Role{
 	NoLandlock: "there is no rule to list: it is under Landlock without any, and opens nothing",
 }
 
+// Unpack takes the kernel out of one bzImage. Its capabilities are those before
+// Become; its system calls those after.
+var Unpack = Role{
+	Name: "unpack",
+	User: "1899999997",
+	Capabilities: []Capability{
+		{"CAP_SETUID", unix.CAP_SETUID, "becomes a uid that nobody has"},
+		{"CAP_SETGID", unix.CAP_SETGID, "and gid, with no groups"},
+	},
+	Default: Deny,
+	Calls: lines(never, goRuntime, []Calls{
+		{"memfd_create", Allow, nil, "the kernel that comes out"},
+		{"sendmsg recvmsg", Allow, nil, "the request with its file, the answer with that kernel"},
+		{"getsockname getpeername getsockopt shutdown", Allow, nil, "the runtime's handling of the one socket"},
+	}),
+	NoPaths: "its one file comes open; Landlock has no rule",
+}
+
 // Jail is a guest from its exec until it has built its jail.
 var Jail = Role{
 	Name: "jail",
@@ -150,6 +168,10 @@ const CoreUID = 1899999999
 
 // LeaseUID is the uid and gid of the process that answers DHCP.
 const LeaseUID = 1899999998
+
+// UnpackUID is the uid and gid of the processes that unpack kernels. No role
+// has a lower one.
+const UnpackUID = 1899999997
 
 // GuestUID is what the id of a machine is added to for the uid and gid of its
 // guest process.

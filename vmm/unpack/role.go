@@ -25,14 +25,15 @@ import (
 // with the file beside it, open for reading, and is answered "ok SIZE" with a
 // memory file that nobody can change any more, or "error ERRNO reason". A
 // parent that waits for it does so with a deadline: the file may be on a file
-// system that never answers.
-func Main(args []string, role confine.Role) int {
+// system that never answers. The process ends when its parent does, or hangs
+// up.
+func Main(args []string) int {
 	conn, err := wire.NewConn(os.NewFile(3, "parent"))
 	if err != nil {
 		return 1
 	}
 	defer conn.Close()
-	out, size, err := serve(conn, args, role)
+	out, size, err := serve(conn, args)
 	if err != nil {
 		conn.Send(nil, "error", unix.ErrnoName(ctl.Errno(err)), clip(err.Error()))
 		return 1
@@ -47,12 +48,12 @@ func Main(args []string, role confine.Role) int {
 // clip keeps a reason within what a message carries.
 func clip(s string) string { return s[:min(len(s), 4096)] }
 
-func serve(conn *wire.Conn, args []string, role confine.Role) (*os.File, int64, error) {
+func serve(conn *wire.Conn, args []string) (*os.File, int64, error) {
 	uid, limit, err := parseArgs(args)
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := drop(uid, limit, role); err != nil {
+	if err := drop(uid, limit); err != nil {
 		return nil, 0, err
 	}
 	m, err := conn.Recv()
@@ -63,6 +64,10 @@ func serve(conn *wire.Conn, args []string, role confine.Role) (*os.File, int64, 
 	if len(m.Fields) != 1 || m.Fields[0] != "unpack" || len(m.Files) != 1 {
 		return nil, 0, ctl.Errorf(syscall.EINVAL, "unpack: not a request")
 	}
+	go func() {
+		conn.Recv() // nothing more is to come
+		os.Exit(1)
+	}()
 	return unpackFile(m.Files[0], limit)
 }
 
@@ -98,8 +103,8 @@ type bound struct {
 	why   string
 }
 
-// drop gives up all but what role says, with no path at all.
-func drop(uid uint32, limit int64, role confine.Role) error {
+// drop gives up all but what the table says, with no path at all.
+func drop(uid uint32, limit int64) error {
 	for _, b := range bounds(uint64(limit)) {
 		var have unix.Rlimit
 		if err := unix.Getrlimit(b.what, &have); err != nil {
@@ -113,7 +118,7 @@ func drop(uid uint32, limit int64, role confine.Role) error {
 	if err := confine.NoNewPrivs(); err != nil {
 		return err
 	}
-	if err := confine.Keep(role.Capabilities); err != nil {
+	if err := confine.Keep(confine.Unpack.Capabilities); err != nil {
 		return err
 	}
 	if os.Geteuid() == 0 {
@@ -124,7 +129,7 @@ func drop(uid uint32, limit int64, role confine.Role) error {
 	if err := confine.Landlock(nil); err != nil {
 		return err
 	}
-	return confine.Seccomp(role)
+	return confine.Seccomp(confine.Unpack)
 }
 
 // unpackFile makes the sealed memory file of a bzImage. The caller closes it.
@@ -133,22 +138,39 @@ func unpackFile(kernel *os.File, limit int64) (*os.File, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	fd, err := unix.MemfdCreate("kernel", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	out, err := newMemory()
 	if err != nil {
-		return nil, 0, fmt.Errorf("unpack: memfd: %w", err)
+		return nil, 0, err
 	}
-	out := os.NewFile(uintptr(fd), "kernel")
 	// Its own methods are hidden, so that nothing but write(2) is called.
 	n, err := Unpack(kernel, size, struct{ io.Writer }{out}, limit)
 	if err == nil {
-		const all = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, all)
+		err = seal(out)
 	}
 	if err != nil {
 		out.Close()
 		return nil, 0, err
 	}
 	return out, n, nil
+}
+
+// newMemory makes a memory file that can be sealed.
+func newMemory() (*os.File, error) {
+	fd, err := unix.MemfdCreate("kernel", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("unpack: memfd: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "kernel"), nil
+}
+
+// allSeals keep everybody from changing a memory file.
+const allSeals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+
+func seal(f *os.File) error {
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, allSeals); err != nil {
+		return fmt.Errorf("unpack: seals: %w", err)
+	}
+	return nil
 }
 
 // fileSize refuses what is not a regular file open for reading.

@@ -22,6 +22,7 @@ import (
 	"vmfs/priv/confine"
 	"vmfs/priv/lease"
 	"vmfs/priv/wire"
+	"vmfs/vmm/unpack"
 )
 
 func main() {
@@ -44,10 +45,37 @@ func main() {
 		guest(args)
 	case "lease":
 		os.Exit(lease.Main())
+	case "unpack":
+		unpacker(args)
 	}
 }
 
 var ctx = context.Background()
+
+// unpacker is the real one, but for some limits.
+func unpacker(args []string) {
+	switch args[1] {
+	case "1":
+		select {} // for ever
+	case "2":
+		syscall.Kill(os.Getpid(), syscall.SIGSEGV)
+	case "3":
+		mustConn().Send(nil, "ok", "4096") // without what came out
+		return
+	case "4":
+		mustConn().Send(nil, "error", "EWHAT", "no such number")
+		return
+	}
+	os.Exit(unpack.Main(args))
+}
+
+func mustConn() *wire.Conn {
+	conn, err := wire.NewConn(os.NewFile(3, "priv"))
+	if err != nil {
+		os.Exit(1)
+	}
+	return conn
+}
 
 // core does one thing after the other: words of its version.
 func core(version string) {
