@@ -70,6 +70,10 @@ func TestEngine(t *testing.T) {
 			continue
 		}
 		info := vm.Info(ctx)
+		native := strings.HasPrefix(c.want, "native")
+		if got := strings.Contains(info, "\nexits_pio 4\nexits_mmio 3\nexits_interrupted 2\nexits_stray 1\n"); got != native || strings.Contains(info, "exits_") != native {
+			t.Errorf("%s: info\n%s", c.what, info)
+		}
 		if got := lineOf(info, "engine") + ": " + lineOf(info, "engine_reason"); got != c.want {
 			t.Errorf("%s: got %q, want %q", c.what, got, c.want)
 		}

@@ -220,6 +220,15 @@ type Exit struct {
 type Usage struct {
 	CPU      time.Duration // user and system
 	Overhead uint64        // bytes resident beyond the guest's own memory
+	Exits    *Exits        // nil if the engine does not count them
+}
+
+// Exits count why the CPUs of a launch left the guest for the process that
+// runs it. What the kernel does for a guest, it does without an exit.
+type Exits struct {
+	PIO, MMIO   uint64 // for a device, by a port or by memory
+	Interrupted uint64 // by a signal, as for a pause
+	Stray       uint64 // of PIO and MMIO, those where no device is
 }
 
 // Notice is news from a guest process.

@@ -62,6 +62,12 @@ func (vm *VM) Info(ctx context.Context) string {
 		if u, err := g.Usage(ctx); err == nil {
 			line("cpu_usec", u.CPU.Microseconds())
 			line("overhead_bytes", u.Overhead)
+			if e := u.Exits; e != nil {
+				line("exits_pio", e.PIO)
+				line("exits_mmio", e.MMIO)
+				line("exits_interrupted", e.Interrupted)
+				line("exits_stray", e.Stray)
+			}
 		}
 	}
 	line("start_allowed_in_ms", max(0, allowed.Milliseconds()))

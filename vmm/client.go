@@ -255,7 +255,33 @@ func decodeUsage(fields []string) (ctl.Usage, error) {
 	if err != nil {
 		return ctl.Usage{}, fmt.Errorf("%.20q: not a size", fields[1])
 	}
-	return ctl.Usage{CPU: time.Duration(usec) * time.Microsecond, Overhead: bytes}, nil
+	u := ctl.Usage{CPU: time.Duration(usec) * time.Microsecond, Overhead: bytes}
+	u.Exits, err = decodeExits(fields[2:])
+	return u, err
+}
+
+// decodeExits reads pairs of a kind and a number; nil of none. A kind that is
+// not known is a newer guest's.
+func decodeExits(fields []string) (*ctl.Exits, error) {
+	if len(fields) == 0 {
+		return nil, nil
+	}
+	if len(fields)%2 != 0 {
+		return nil, fmt.Errorf("%d fields of exits", len(fields))
+	}
+	exits := new(ctl.Exits)
+	for i := 0; i < len(fields); i += 2 {
+		n, err := strconv.ParseUint(fields[i+1], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%.20q: not a number of exits", fields[i+1])
+		}
+		for _, kind := range exitKinds {
+			if kind.name == fields[i] {
+				*kind.of(exits) = n
+			}
+		}
+	}
+	return exits, nil
 }
 
 func (c *client) Input(ctx context.Context, p []byte) error {

@@ -685,7 +685,12 @@ func TestDecodeUsage(t *testing.T) {
 	if u, err := decodeUsage([]string{"1500", "4096"}); err != nil || u != (ctl.Usage{CPU: 1500 * time.Microsecond, Overhead: 4096}) {
 		t.Errorf("%+v, %v", u, err)
 	}
-	for _, bad := range [][]string{{}, {"1"}, {"-1", "2"}, {"1", "x"}, {"18446744073709551615", "1"}} {
+	counted := ctl.Usage{CPU: time.Second, Overhead: 5, Exits: &ctl.Exits{PIO: 1, MMIO: 2, Interrupted: 3, Stray: 4}}
+	again, err := decodeUsage(append(encodeUsage(counted), "newer", "7"))
+	if err != nil || again.CPU != counted.CPU || again.Overhead != counted.Overhead || again.Exits == nil || *again.Exits != *counted.Exits {
+		t.Errorf("%+v came back as %+v, %v", counted, again, err)
+	}
+	for _, bad := range [][]string{{}, {"1"}, {"-1", "2"}, {"1", "x"}, {"18446744073709551615", "1"}, {"1", "1", "pio"}, {"1", "1", "pio", "-1"}} {
 		if u, err := decodeUsage(bad); err == nil || u.CPU < 0 {
 			t.Errorf("%q: %+v, %v", bad, u, err)
 		}

@@ -160,10 +160,33 @@ func doUsage(m *machine, _ *wire.Request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{fields: []string{
+	return answer{fields: encodeUsage(u)}, nil
+}
+
+// encodeUsage is microseconds and bytes, and behind them pairs of a kind of
+// exits and their number.
+func encodeUsage(u ctl.Usage) []string {
+	fields := []string{
 		strconv.FormatInt(u.CPU.Microseconds(), 10),
 		strconv.FormatUint(u.Overhead, 10),
-	}}, nil
+	}
+	if u.Exits == nil {
+		return fields
+	}
+	for _, kind := range exitKinds {
+		fields = append(fields, kind.name, strconv.FormatUint(*kind.of(u.Exits), 10))
+	}
+	return fields
+}
+
+var exitKinds = []struct {
+	name string
+	of   func(*ctl.Exits) *uint64
+}{
+	{"pio", func(e *ctl.Exits) *uint64 { return &e.PIO }},
+	{"mmio", func(e *ctl.Exits) *uint64 { return &e.MMIO }},
+	{"interrupted", func(e *ctl.Exits) *uint64 { return &e.Interrupted }},
+	{"stray", func(e *ctl.Exits) *uint64 { return &e.Stray }},
 }
 
 func doConsole(m *machine, _ *wire.Request) (answer, error) {

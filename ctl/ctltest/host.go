@@ -418,7 +418,11 @@ func (c *conn) State(context.Context) (ctl.GuestState, error) {
 }
 
 func (c *conn) Usage(context.Context) (ctl.Usage, error) {
-	return ctl.Usage{CPU: time.Second, Overhead: 40 << 20}, nil
+	u := ctl.Usage{CPU: time.Second, Overhead: 40 << 20}
+	if c.g.accel == "native" {
+		u.Exits = &ctl.Exits{PIO: 4, MMIO: 3, Interrupted: 2, Stray: 1}
+	}
+	return u, nil
 }
 
 func (c *conn) Input(_ context.Context, p []byte) error {

@@ -133,7 +133,7 @@ func TestPowerOff(t *testing.T) {
 	if got := g.printed(); got != "so long" {
 		t.Errorf("printed %q", got)
 	}
-	if e := g.Exits(); e.IO < 8 || e.MMIO != 0 || e.Stray != 0 {
+	if e := g.Exits(); e.PIO < 8 || e.MMIO != 0 || e.Stray != 0 {
 		t.Errorf("exits %+v", e)
 	}
 	for what, button := range map[string]func(context.Context) error{"pause": g.Pause, "continue": g.Continue, "power": g.PowerButton} {

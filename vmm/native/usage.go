@@ -14,36 +14,30 @@ import (
 	"vmfs/vmm/virtio"
 )
 
-// Exits count why the CPUs left the guest.
-type Exits struct {
-	IO, MMIO    uint64 // for a device
-	Interrupted uint64 // by a signal
-	Stray       uint64 // IO and MMIO where no device is
+// add adds exits to a sum.
+func add(sum *ctl.Exits, e ctl.Exits) {
+	sum.PIO += e.PIO
+	sum.MMIO += e.MMIO
+	sum.Interrupted += e.Interrupted
+	sum.Stray += e.Stray
 }
 
-func (e *Exits) add(o Exits) {
-	e.IO += o.IO
-	e.MMIO += o.MMIO
-	e.Interrupted += o.Interrupted
-	e.Stray += o.Stray
-}
-
-func (b *board) exits() (sum Exits) {
+func (b *board) exits() (sum ctl.Exits) {
 	for _, x := range b.cpus.all {
-		sum.add(Exits{IO: x.io.Load(), MMIO: x.mmio.Load(), Interrupted: x.interrupted.Load()})
+		add(&sum, ctl.Exits{PIO: x.io.Load(), MMIO: x.mmio.Load(), Interrupted: x.interrupted.Load()})
 	}
 	sum.Stray = b.ports.strays.Load() + b.memory.strays.Load()
 	return sum
 }
 
 // Exits are those since the machine was started.
-func (vm *VM) Exits() Exits {
+func (vm *VM) Exits() ctl.Exits {
 	vm.mu.Lock()
 	sum := vm.past
 	b := vm.board.Load()
 	vm.mu.Unlock()
 	if b != nil {
-		sum.add(b.exits())
+		add(&sum, b.exits())
 	}
 	return sum
 }
@@ -60,13 +54,14 @@ func (b *board) input(p []byte) (int, error) {
 }
 
 // Usage is what this process has used, of processor time and of memory beyond
-// the guest's own.
+// the guest's own, with the exits.
 func (vm *VM) Usage() (ctl.Usage, error) {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
 		return ctl.Usage{}, fmt.Errorf("usage: %w", err)
 	}
-	u := ctl.Usage{CPU: time.Duration(r.Utime.Nano() + r.Stime.Nano())}
+	exits := vm.Exits()
+	u := ctl.Usage{CPU: time.Duration(r.Utime.Nano() + r.Stime.Nano()), Exits: &exits}
 	if vm.spec.Rollup == nil {
 		return u, nil
 	}

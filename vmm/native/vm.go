@@ -35,7 +35,7 @@ type VM struct {
 
 	mu   sync.Mutex
 	wish wish
-	past Exits // of boards before this
+	past ctl.Exits // of boards before this
 }
 
 // wish is what is to become of the machine. A greater kind is more urgent.
@@ -179,7 +179,7 @@ func (vm *VM) reset(kind wishKind) error {
 		return err
 	}
 	vm.mu.Lock()
-	vm.past.add(old.exits())
+	add(&vm.past, old.exits())
 	vm.board.Store(b)
 	ends := vm.wish.kind > guestReset
 	vm.mu.Unlock()
@@ -205,7 +205,7 @@ func (vm *VM) finish(w wish) {
 	b := vm.board.Load()
 	b.close()
 	vm.mu.Lock()
-	vm.past.add(b.exits())
+	add(&vm.past, b.exits())
 	vm.board.Store(nil)
 	vm.mu.Unlock()
 	vm.screen.flush()
