@@ -11,12 +11,11 @@ import (
 
 	"vmfs/ctl"
 	"vmfs/priv/confine"
-	"vmfs/priv/network"
 	"vmfs/priv/wire"
 )
 
 // maxID bounds the ids of machines, and so the uids of guests.
-const maxID = network.MaxID
+const maxID = ctl.MaxID
 
 // parseID reads the id of a machine: 1 to maxID, in canonical decimal.
 func parseID(s string) (uint32, error) {

@@ -239,9 +239,6 @@ func (d records) load() (links map[ctl.Link]*record, vrfs map[uint32]*record, er
 	return links, vrfs, nil
 }
 
-// MaxID bounds the ids of machines and switches.
-const MaxID = ctl.MaxID
-
 // compareLinks orders switches before machines, and both by number.
 func compareLinks(a, b ctl.Link) int {
 	rank := func(l ctl.Link) []uint64 {
