@@ -161,15 +161,9 @@ func makePoint(point string) error {
 // makeRun makes the run directory if it is missing; it must be the daemon's
 // user's alone, and an ordinary one's is closed to others.
 func makeRun(run string) error {
-	if err := os.MkdirAll(filepath.Dir(run), 0o755); err != nil {
-		return fmt.Errorf("%s: %w", run, reason(err))
-	}
-	if err := os.Mkdir(run, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w", run, reason(err))
-	}
-	st, err := lstat(run)
+	st, err := makeDir(run, 0o755)
 	if err != nil {
-		return fmt.Errorf("%s: %w", run, err)
+		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		return fmt.Errorf("%s: not a directory that %s alone may write", run, userName(uint32(os.Geteuid())))
@@ -178,6 +172,21 @@ func makeRun(run string) error {
 		return os.Chmod(run, 0o700)
 	}
 	return nil
+}
+
+// makeDir makes a directory, and those above it, if it is missing, and says
+// what is there.
+func makeDir(dir string, mode fs.FileMode) (st unix.Stat_t, err error) {
+	if err = os.MkdirAll(filepath.Dir(dir), 0o755); err == nil {
+		err = os.Mkdir(dir, mode)
+	}
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		st, err = lstat(dir)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", dir, reason(err))
+	}
+	return st, err
 }
 
 // makeOwn makes a directory of priv's below the run directory.
@@ -195,16 +204,10 @@ func makeState(state string, images []string, uid, gid uint32) error {
 	if ordinary() {
 		return makeStateOrdinary(state)
 	}
-	if err := os.MkdirAll(filepath.Dir(state), 0o755); err != nil {
-		return fmt.Errorf("%s: %w", state, reason(err))
-	}
-	if err := os.Mkdir(state, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w", state, reason(err))
-	}
-	st, err := lstat(state)
+	st, err := makeDir(state, 0o700)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%s: %w", state, err)
+		return err
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s: not a directory", state)
 	case st.Uid == uid:
