@@ -5,6 +5,11 @@ import "testing"
 // Saved is the definition as STATE has it.
 func (o *object) Saved() string { return o.def.Load().text() }
 
+// CreateSwitch is Make of a switch.
+func (m *Manager) CreateSwitch(by Cred, name string, mode, gid uint32) (*Switch, error) {
+	return m.switches.make(by, name, mode, gid)
+}
+
 // Drop closes what the end of the process would.
 func (m *Manager) Drop() {
 	m.log.mu.Lock()

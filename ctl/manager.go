@@ -198,11 +198,6 @@ func (m *Manager) Switch(name string) *Switch {
 	return sw
 }
 
-// CreateSwitch is Make of a switch.
-func (m *Manager) CreateSwitch(by Cred, name string, mode, gid uint32) (*Switch, error) {
-	return m.switches.make(by, name, mode, gid)
-}
-
 // CreateFree makes a machine with a name that is free: vm and a number.
 func (m *Manager) CreateFree(by Cred, mode, gid uint32) (*VM, error) {
 	for n := 1; ; n++ {
