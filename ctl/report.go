@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"sort"
 	"strconv"
 	"strings"
 	"syscall"
@@ -200,18 +199,14 @@ func (m *Manager) holder(f *os.File, write bool) string {
 			return "machine " + vm.Name()
 		}
 	}
-	list := make([]int, 0, len(pids))
-	for pid := range pids {
-		list = append(list, pid)
-	}
-	sort.Ints(list)
+	list := sortedKeys(pids)
 	if len(list) == 0 {
 		return "somebody"
 	}
-	if list[len(list)-1] < 0 {
-		return "a process that the kernel does not name"
+	if last := list[len(list)-1]; last > 0 {
+		return "process " + strconv.Itoa(last)
 	}
-	return "process " + strconv.Itoa(list[len(list)-1])
+	return "a process that the kernel does not name"
 }
 
 // lockPIDs finds in /proc/locks who holds a lock on a file, of readers only if
