@@ -85,7 +85,7 @@ func FuzzFrame(f *testing.F) {
 func run(t *testing.T, s *Server, who Who, input []byte) {
 	t.Helper()
 	a, b := net.Pipe()
-	s.admit(b, who, make(chan struct{}, 1))
+	s.admit(b, who, &strangers{})
 	go func() { // reads all answers
 		p := make([]byte, 64<<10)
 		for {

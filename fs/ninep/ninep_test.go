@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -477,6 +478,38 @@ func TestRootComesIn(t *testing.T) {
 	peer.UID = noID // and then 0
 	mu.Unlock()
 	attached(t, addr, "9P2000")
+}
+
+// Those who do not say who they are keep out nobody who does, also before their
+// time is over.
+func TestStrangers(t *testing.T) {
+	d, _ := fakes()
+	s := New(d, Options{Log: t.Logf, Limits: Limits{Attach: time.Hour}})
+	defer s.Close()
+	addr := filepath.Join(t.TempDir(), "9p.sock")
+	l, err := net.Listen("unix", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go s.Serve(l, func(ctx context.Context, c net.Conn) (Peer, error) { // who says a byte is alice
+		defer context.AfterFunc(ctx, func() { c.Close() })()
+		_, err := c.Read(make([]byte, 1))
+		return Peer{Cred: alice}, err
+	})
+	silent := make([]*raw, maxStrangers+10)
+	for i := range silent {
+		silent[i] = dial(t, addr)
+	}
+	good := dial(t, addr)
+	good.sendBytes([]byte{0})
+	good.attach(MaxMessage, "9P2000")
+	for _, first := range silent[:10] {
+		first.hungUp()
+	}
+	last := silent[len(silent)-1]
+	last.sendBytes([]byte{0})
+	last.attach(MaxMessage, "9P2000")
 }
 
 func BenchmarkStatus(b *testing.B) {

@@ -24,6 +24,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -119,13 +120,42 @@ func New(root fs.Dir, o Options) *Server {
 const acceptPause = 100 * time.Millisecond
 
 // maxStrangers is how many connections of a listener may be on their way to say
-// who they are; the others wait to be accepted.
+// who they are.
 const maxStrangers = 64
+
+// strangers are those of one listener. If one comes who is too many, the oldest
+// is given up: who has something to say has mostly said it by then, and a few
+// who say nothing keep nobody out.
+type strangers struct {
+	mu  sync.Mutex
+	all []*stranger // in the order in which they came
+}
+
+type stranger struct{ giveUp context.CancelFunc }
+
+func (s *strangers) come(giveUp context.CancelFunc) *stranger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.all) == maxStrangers {
+		s.all[0].giveUp()
+		s.all = slices.Delete(s.all, 0, 1)
+	}
+	one := &stranger{giveUp}
+	s.all = append(s.all, one)
+	return one
+}
+
+func (s *strangers) part(one *stranger) {
+	one.giveUp()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = slices.DeleteFunc(s.all, func(other *stranger) bool { return other == one })
+}
 
 // Serve lets in whoever connects to l, as who says he is, until l is closed.
 // It returns why that was; net.ErrClosed if the caller did it.
 func (s *Server) Serve(l net.Listener, who Who) error {
-	strangers := make(chan struct{}, maxStrangers)
+	strangers := &strangers{}
 	for {
 		c, err := l.Accept()
 		switch {
@@ -154,22 +184,17 @@ func passes(err error) bool {
 
 // admit serves a connection in goroutines of its own, and closes it. One that
 // is too many it closes at once.
-func (s *Server) admit(c net.Conn, who Who, strangers chan struct{}) {
-	select {
-	case strangers <- struct{}{}:
-	case <-s.ctx.Done():
-		c.Close()
-		return
-	}
+func (s *Server) admit(c net.Conn, who Who, strangers *strangers) {
 	if !s.enter(c) {
-		<-strangers
 		c.Close()
 		return
 	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.limits.Attach)
+	one := strangers.come(cancel)
 	go func() {
 		defer s.leave(c)
-		peer, err := s.meet(c, who)
-		<-strangers
+		peer, err := who(ctx, c)
+		strangers.part(one)
 		if err == nil { // to whom else should it be said
 			s.serve(c, peer)
 		}
@@ -193,13 +218,6 @@ func (s *Server) leave(c net.Conn) {
 	delete(s.conns, c)
 	s.mu.Unlock()
 	s.wait.Done()
-}
-
-// meet finds out who a connection is.
-func (s *Server) meet(c net.Conn, who Who) (Peer, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, s.limits.Attach)
-	defer cancel()
-	return who(ctx, c)
 }
 
 // serve serves a connection until its client hangs up or breaks the rules.
