@@ -259,6 +259,15 @@ func (b *board) load(s *hardware) (state boot.State, err error) {
 	return boot.Load(b.ram, spec)
 }
 
+// threads is how many of them, CPUs and queues, may be at work at the same time.
+func (b *board) threads() int {
+	n := len(b.cpus.all)
+	for _, m := range b.virtio {
+		n += m.Queues()
+	}
+	return n
+}
+
 // hold stops the CPUs, then the devices: when it returns, nothing of the
 // guest moves.
 func (b *board) hold() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -57,8 +58,9 @@ const (
 	dies
 )
 
-// Start makes the machine s, its CPUs standing still. tell is called for each
-// event, from one goroutine, and must not wait. On an error, which is a
+// Start makes the machine s, its CPUs standing still, and raises GOMAXPROCS to
+// what it needs. tell is called for each event, from one goroutine, and must not
+// wait. On an error, which is a
 // *ctl.Error, nothing is left.
 func Start(h Host, s *engine.Spec, tell func(engine.Event)) (*VM, error) {
 	if err := Check(s); err != nil {
@@ -99,7 +101,21 @@ func (vm *VM) setUp() (err error) {
 		return err
 	}
 	vm.board.Store(b)
+	raiseProcs(b.threads() + spareProcs)
 	return nil
+}
+
+// spareProcs are for what is not a CPU and not a queue: who speaks to the
+// machine, and the runtime's own.
+const spareProcs = 1
+
+// raiseProcs makes GOMAXPROCS at least n. With fewer, a queue that is notified
+// waits until the runtime takes a P from a CPU that is in the guest, for up to
+// 10 ms.
+func raiseProcs(n int) {
+	if runtime.GOMAXPROCS(0) < n {
+		runtime.GOMAXPROCS(n)
+	}
 }
 
 // wishes are what the guest's devices call.

@@ -245,6 +245,7 @@ type receiver struct {
 	held  []held
 	iov   []unix.Iovec // of all that are held
 	room  int          // bytes of all that are held
+	slept bool         // since the last packet
 }
 
 type held struct {
@@ -302,6 +303,7 @@ func (r *receiver) packet() {
 	switch {
 	case errors.Is(err, unix.EAGAIN):
 		r.q.Poll(r.n.cfg.FD, -1)
+		r.slept = true
 	case err != nil || n < netHeader:
 		r.q.Poll(-1, netRetry)
 	case n > r.room || r.n.down.Load():
@@ -328,7 +330,8 @@ func (r *receiver) read() (int, error) {
 }
 
 // deliver gives the guest the chains that n bytes fill (5.1.6.4): all but the
-// last are full.
+// last are full. The driver hears at once of the first packet after a pause,
+// which may be the only one, and of what comes right behind it by the batch.
 func (r *receiver) deliver(n int) {
 	chains, iovecs, left := 0, 0, n
 	for left > 0 {
@@ -347,7 +350,8 @@ func (r *receiver) deliver(n int) {
 	}
 	r.held = r.held[:copy(r.held, r.held[chains:])]
 	r.iov = r.iov[:copy(r.iov, r.iov[iovecs:])]
-	if r.q.usedIdx-r.q.published >= batch {
+	if r.slept || r.q.usedIdx-r.q.published >= batch {
 		r.q.Publish()
+		r.slept = false
 	}
 }
