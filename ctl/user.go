@@ -164,7 +164,12 @@ func (u *User) Usage(by Cred) string {
 			return ""
 		}
 	}
-	used, most := u.m.usage(uid), u.limits()
+	// Starts that are charged while the machines are gone through, after others
+	// were counted that end, would add up to what he never had.
+	u.m.charging.Lock()
+	used := u.m.usage(uid)
+	u.m.charging.Unlock()
+	most := u.limits()
 	if own := u.m.ownLimits(uid); own != nil {
 		most = own.limits()
 	}
