@@ -262,6 +262,9 @@ func (s *server) exited(id uint32, status string) {
 
 // tidy removes what only a daemon with guests needs.
 func (s *server) tidy() {
+	if s.guests.cgroups == nil {
+		return // the start failed before there was anything
+	}
 	if live, err := s.guests.list(0, 1); err != nil || len(live) > 0 {
 		return
 	}

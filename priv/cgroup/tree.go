@@ -121,12 +121,11 @@ func (t *Tree) base() (dir string, leaf bool, err error) {
 	if isRoot(own) {
 		return own, false, nil
 	}
-	err = t.alone(own, os.Getpid())
 	if up := filepath.Dir(own); filepath.Base(own) == leafName && !isRoot(up) {
 		// Since the last time, or by systemd's DelegateSubgroup.
-		return up, false, cmp.Or(err, t.mine(up, false), t.alone(up, 0))
+		return up, false, cmp.Or(t.mine(up, false), t.alone(up, 0))
 	}
-	return own, true, cmp.Or(err, t.mine(own, true))
+	return own, true, cmp.Or(t.alone(own, os.Getpid()), t.mine(own, true))
 }
 
 // isRoot reports whether a cgroup is the root of all: it alone has no type.
