@@ -17,8 +17,9 @@ const debian = "../../scripts/debian/"
 
 // unitFiles are the sources of the units, by the names that they get.
 var unitFiles = map[string]string{
-	"vmfs.service":        debian + "vmfs.service",
-	"vmfs-guests.service": debian + "vmfs.vmfs-guests.service",
+	"vmfs.service":          debian + "vmfs.service",
+	"vmfs-guests.service":   debian + "vmfs.vmfs-guests.service",
+	"vmfs-machines.service": debian + "vmfs.vmfs-machines.service",
 }
 
 func readUnit(t *testing.T, name string) string {
