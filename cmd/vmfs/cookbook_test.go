@@ -1,7 +1,7 @@
 package main_test
 
-// docs/cookbook.md is run as it stands. Each of its sections is a task, and
-// has a session of the same name in testdata/cookbook, which makes the hosts
+// docs/cookbook.md is run as it stands, and of README.md the section "Use it".
+// Each section is a task, and has a session of the same name in testdata/cookbook, which makes the hosts
 // and what the page takes for granted, runs the lines of the page by the verb
 // page, and looks at what came of them. The hosts are namespaces with a file
 // tree of their own, so that the lines need not be changed: /vmfs is /vmfs.
@@ -29,11 +29,15 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-const cookbook = "../../docs/cookbook.md"
+// pages are where tasks are, and the heading of the only section that has some.
+var pages = []struct{ path, only string }{
+	{"../../README.md", "Use it"},
+	{"../../docs/cookbook.md", ""},
+}
 
-// A block is some lines of the page, and what they are to print.
+// A block is some lines of a page, and what they are to print.
 type block struct {
-	line       int // of the page
+	at         string // page and line
 	user, host string
 	chunks     []chunk
 }
@@ -49,35 +53,60 @@ var (
 	noSlug   = regexp.MustCompile(`[^a-z0-9 -]`)
 )
 
-// tasks are the sections of a cookbook by the names that links to them have.
-func tasks(text string) (names []string, blocks map[string][]*block, err error) {
+// tasks are the sections of the pages by the names that links to them have.
+func tasks() (names []string, blocks map[string][]*block, err error) {
 	blocks = make(map[string][]*block)
+	for _, page := range pages {
+		text, err := os.ReadFile(page.path)
+		if err != nil {
+			return nil, nil, err
+		}
+		found, err := read(page.path, string(text), page.only, blocks)
+		if err != nil {
+			return nil, nil, err
+		}
+		names = append(names, found...)
+	}
+	return names, blocks, nil
+}
+
+// read adds the blocks of a page, or of its only section with tasks, and gives
+// the sections' names.
+func read(path, text, only string, blocks map[string][]*block) (names []string, err error) {
 	var name, before string
 	var open *block
 	for i, line := range strings.Split(text, "\n") {
+		at := fmt.Sprintf("%s:%d", path, i+1)
 		title, heading := strings.CutPrefix(line, "## ")
 		switch {
 		case open != nil && line == "```":
 			open = nil
 		case open != nil && historic.MatchString(quoted.ReplaceAllString(line, "")):
-			return nil, nil, fmt.Errorf("line %d: to an interactive bash, ! without quotes is history: %s", i+1, line)
+			return nil, fmt.Errorf("%s: to an interactive bash, ! without quotes is history: %s", at, line)
 		case open != nil:
 			open.add(line)
+		case heading && only != "" && title != only:
+			name = ""
 		case heading:
-			name, before = strings.ReplaceAll(noSlug.ReplaceAllString(strings.ToLower(title), ""), " ", "-"), ""
+			name, before = slug(title), ""
 			names = append(names, name)
+		case name == "" && only != "":
 		case line == "```sh" && name != "":
-			open = &block{line: i + 1, user: "root"}
+			open = &block{at: at, user: "root"}
 			open.typedBy(before)
 			before = ""
 			blocks[name] = append(blocks[name], open)
 		case strings.HasPrefix(line, "```") || strings.HasPrefix(line, "    "):
-			return nil, nil, fmt.Errorf("line %d is code that no test runs: %s", i+1, line)
+			return nil, fmt.Errorf("%s: code that no test runs: %s", at, line)
 		case line != "":
 			before = line
 		}
 	}
-	return names, blocks, nil
+	return names, nil
+}
+
+func slug(title string) string {
+	return strings.ReplaceAll(noSlug.ReplaceAllString(strings.ToLower(title), ""), " ", "-")
 }
 
 func (b *block) typedBy(paragraph string) {
@@ -135,16 +164,16 @@ var (
 func (b *block) check(output string) error {
 	got := strings.Split(output, endMark)
 	if len(got) != len(b.chunks)+1 || got[len(b.chunks)] != "" {
-		return fmt.Errorf("%s:%d: got %d answers, want %d:\n%s", cookbook, b.line, len(got)-1, len(b.chunks), output)
+		return fmt.Errorf("%s: got %d answers, want %d:\n%s", b.at, len(got)-1, len(b.chunks), output)
 	}
 	for i, c := range b.chunks {
 		text := position.ReplaceAllString(failed.ReplaceAllString(got[i], ""), "bash: ")
 		if !pattern(c.want).MatchString(text) {
-			return fmt.Errorf("%s:%d: %s\ngot\n%s\nwant\n%s", cookbook, b.line,
+			return fmt.Errorf("%s: %s\ngot\n%s\nwant\n%s", b.at,
 				strings.Join(c.lines, "\n"), got[i], strings.Join(c.want, "\n"))
 		}
 		if len(c.want) == 0 && failed.MatchString(got[i]) {
-			return fmt.Errorf("%s:%d: a command failed in silence: %s", cookbook, b.line, got[i])
+			return fmt.Errorf("%s: a command failed in silence: %s", b.at, got[i])
 		}
 	}
 	return nil
@@ -160,11 +189,7 @@ func pattern(want []string) *regexp.Regexp {
 }
 
 func TestCookbook(t *testing.T) {
-	text, err := os.ReadFile(cookbook)
-	if err != nil {
-		t.Fatal(err)
-	}
-	names, blocks, err := tasks(string(text))
+	names, blocks, err := tasks()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,9 +358,7 @@ func (h *host) install(path string, r io.Reader) error {
 // page [N] runs the next N blocks of the page for this session, or all that are
 // left.
 func page(ts *testscript.TestScript, neg bool, args []string) {
-	text, err := os.ReadFile(cookbook)
-	ts.Check(err)
-	_, blocks, err := tasks(string(text))
+	_, blocks, err := tasks()
 	ts.Check(err)
 	s := stageOf(ts)
 	todo := blocks[ts.Name()][s.paged:]
@@ -352,7 +375,7 @@ func page(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		began := time.Now()
 		output := typed(ts, h.as(b.user, "timeout", "-k", "5", "200", "bash", "-c", b.script(), "bash"))
-		ts.Logf("%s:%d: %v\n%s", cookbook, b.line, time.Since(began).Round(10*time.Millisecond), output)
+		ts.Logf("%s: %v\n%s", b.at, time.Since(began).Round(10*time.Millisecond), output)
 		ts.Check(b.check(output))
 	}
 }

@@ -59,6 +59,7 @@ nobody:*:65534:65534::/nonexistent:/usr/sbin/nologin
 END
 cat >etc/group <<END
 root:*:0:
+operator:*:37:
 ops:*:900:alice
 _vmfs:*:990:
 alice:*:1001:
