@@ -37,7 +37,7 @@ func chainYard(t *testing.T) yard {
 	qcow2("dangles", "none", "raw")
 	qcow2("reads", "secret", "raw")
 	qcow2("escapes", "/etc/passwd", "raw")
-	qcow2("climbs", "../../../etc/passwd", "raw")
+	qcow2("climbs", strings.Repeat("../", 20)+"etc/passwd", "raw")
 	qcow2("magic", "/proc/self/root"+y.at("raw"), "raw")
 	qcow2("fifo", "pipe", "raw")
 	y.check(unix.Mkfifo(y.at("pipe"), 0o644))

@@ -69,10 +69,10 @@ func tempDir(t *testing.T) string {
 	return dir
 }
 
-// eventually waits until ok, at most for 10 s.
+// eventually waits until ok, at most for a minute.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 1000 {
+	for range 6000 {
 		if ok() {
 			return
 		}

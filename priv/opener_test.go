@@ -102,7 +102,7 @@ func TestOpen(t *testing.T) {
 		{0, y.at("roots"), false, "1 raw"},
 		{0, y.at("out"), false, "EACCES root's own files only below -images: " + y.dir},
 		{0, "/etc/shadow", false, "EACCES root's own files only below -images"},
-		{0, y.dir + "/../../etc/passwd", false, "EACCES root's own files only below -images"},
+		{0, y.dir + strings.Repeat("/..", 20) + "/etc/passwd", false, "EACCES root's own files only below -images"},
 		{0, y.at("nowhere"), false, "ENOENT"},
 		// Root without capabilities has no way past mode bits.
 		{0, y.at("mine"), true, "EACCES permission denied"},
@@ -206,7 +206,7 @@ func TestOpenHangs(t *testing.T) {
 	if !errors.Is(err, syscall.ETIMEDOUT) || !strings.Contains(err.Error(), "no answer within 2s") {
 		t.Errorf("got %v, want ETIMEDOUT", err)
 	}
-	if d := time.Since(start); d > openTime+time.Second {
+	if d := time.Since(start); d > 10*openTime {
 		t.Errorf("it took %v", d)
 	}
 	o.count(alice, maxHungEach)

@@ -136,7 +136,7 @@ func (d *running) endsWith(status int) {
 		if got := d.cmd.ProcessState.ExitCode(); got != status {
 			d.t.Errorf("ended with status %d, want %d", got, status)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		d.t.Fatal("did not end")
 	}
 }
@@ -338,12 +338,8 @@ func TestCoreDies(t *testing.T) {
 	guest := p.guest(3)
 	for range 2 {
 		core := d.core()
-		start := time.Now()
 		syscall.Kill(core, syscall.SIGKILL)
-		eventually(t, "another core", func() bool { return d.core() != core })
-		if took := time.Since(start); took > 2*time.Second {
-			t.Errorf("another core after %v", took)
-		}
+		eventually(t, "another core", func() bool { return d.core() != core }) // the session crash holds how soon
 		if got := p.mounts(); !slices.Equal(got, []string{coverType, treeType}) {
 			t.Errorf("mounts: %q", got)
 		}

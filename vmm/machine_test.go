@@ -182,7 +182,7 @@ func TestLadder(t *testing.T) {
 	}{
 		{"hears the button", "power", false, "cont power", "stop"},
 		{"hears the keys", "keys", false, "cont power keys", "stop"},
-		{"deaf", "", false, "cont power keys", "stop: no answer in 1 s, killed"},
+		{"deaf", "", false, "cont power keys", "stop: no answer in 3 s, killed"},
 		{"paused", "power", true, "cont stop cont power", "stop"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -198,8 +198,8 @@ func TestLadder(t *testing.T) {
 					f.powerOff()
 				}
 			}
-			m.stopIn(time.Second, "alice", false)
-			if e := m.awaitExit(t, 3*time.Second); e.Failed || e.Who != "alice" || e.How != tc.how {
+			m.stopIn(3*time.Second, "alice", false)
+			if e := m.awaitExit(t, soon); e.Failed || e.Who != "alice" || e.How != tc.how {
 				t.Errorf("exit %+v, want %q", e, tc.how)
 			}
 			if got := f.buttons(); got != tc.buttons {
@@ -214,7 +214,7 @@ func TestStopAgain(t *testing.T) {
 	m.stopIn(time.Hour, "alice", false)
 	m.stopIn(2*time.Hour, "bob", true)
 	m.stopIn(0, "carol", true)
-	if e := m.awaitExit(t, time.Second); e.Who != "alice" || e.Restart || e.How != "stop: no answer in 0 s, killed" {
+	if e := m.awaitExit(t, soon); e.Who != "alice" || e.Restart || e.How != "stop: no answer in 0 s, killed" {
 		t.Errorf("exit %+v", e)
 	}
 }
@@ -240,7 +240,7 @@ func TestGuestReset(t *testing.T) {
 	m.tell = func(ctl.Notice) {}
 	m.stopIn(time.Hour, "alice", true)
 	m.event(engine.GuestReset)
-	if e := m.awaitExit(t, time.Second); e.How != "stop" || !e.Restart || !strings.Contains(f.buttons(), "quit") {
+	if e := m.awaitExit(t, soon); e.How != "stop" || !e.Restart || !strings.Contains(f.buttons(), "quit") {
 		t.Errorf("exit %+v, buttons %q", e, f.buttons())
 	}
 }
@@ -267,7 +267,7 @@ func TestButtons(t *testing.T) {
 		t.Errorf("state %q, want paused", s)
 	}
 	f.powerOff()
-	m.awaitExit(t, time.Second)
+	m.awaitExit(t, soon)
 	for _, do := range []func(*machine, context.Context) error{(*machine).pause, (*machine).resume, (*machine).reset} {
 		wantErrno(t, "a button after the end", do(m, t.Context()), syscall.EINVAL)
 	}
@@ -312,7 +312,7 @@ func TestMedium(t *testing.T) {
 		t.Errorf("buttons %q", got)
 	}
 	f.powerOff()
-	m.awaitExit(t, time.Second)
+	m.awaitExit(t, soon)
 	if err := ask(m, "eject"); err != nil {
 		t.Errorf("after the end: %v", err)
 	}
@@ -364,7 +364,7 @@ func TestEndBeforeItRuns(t *testing.T) {
 	t.Run("stop before go", func(t *testing.T) {
 		m, _ := fresh(t)
 		m.stopIn(time.Minute, "alice", true)
-		if e := m.awaitExit(t, time.Second); e.Failed || e.Who != "alice" || e.How != "stop" || !e.Restart {
+		if e := m.awaitExit(t, soon); e.Failed || e.Who != "alice" || e.How != "stop" || !e.Restart {
 			t.Errorf("exit %+v", e)
 		}
 		wantErrno(t, "go", m.start(), syscall.EEXIST)
@@ -385,7 +385,7 @@ func TestEndBeforeItRuns(t *testing.T) {
 		if err := <-failed; err == nil {
 			t.Error("go succeeded")
 		}
-		if e := m.awaitExit(t, time.Second); e.Failed || e.Who != "bob" || e.How != "kill" {
+		if e := m.awaitExit(t, soon); e.Failed || e.Who != "bob" || e.How != "kill" {
 			t.Errorf("exit %+v", e)
 		}
 	})
@@ -396,7 +396,7 @@ func TestEndBeforeItRuns(t *testing.T) {
 			return nil, ctl.Errorf(syscall.ENODEV, "no\nQEMU")
 		}
 		wantErrno(t, "go", m.start(), syscall.ENODEV)
-		if e := m.awaitExit(t, time.Second); !e.Failed || e.Who != "host" || e.How != "no?QEMU" {
+		if e := m.awaitExit(t, soon); !e.Failed || e.Who != "host" || e.How != "no?QEMU" {
 			t.Errorf("exit %+v", e)
 		}
 		wantErrno(t, "launch after it", m.edit(func(*launch) error { return nil }), syscall.EEXIST)
@@ -415,7 +415,7 @@ func TestConsole(t *testing.T) {
 	}
 	f.line.Write([]byte("printed"))
 	f.powerOff()
-	m.awaitExit(t, 2*time.Second)
+	m.awaitExit(t, soon)
 	memory, bell, err := m.screen.Share()
 	if err != nil {
 		t.Fatal(err)
@@ -437,7 +437,7 @@ func TestInput(t *testing.T) {
 	}
 	began := time.Now()
 	wantErrno(t, "into a full queue", in.put([]byte("xy")), syscall.EAGAIN)
-	if took := time.Since(began); took < inputTime || took > inputTime+time.Second {
+	if took := time.Since(began); took < inputTime || took > inputTime+soon {
 		t.Errorf("it took %v", took)
 	}
 	if len(in.queue) != maxInput-1 {
@@ -446,7 +446,7 @@ func TestInput(t *testing.T) {
 	// Room is made while one waits.
 	r, w := io.Pipe()
 	go in.feed(w)
-	time.AfterFunc(50*time.Millisecond, func() { io.ReadFull(r, make([]byte, 2048)) })
+	time.AfterFunc(5*time.Millisecond, func() { io.ReadFull(r, make([]byte, 2048)) })
 	if err := in.put([]byte("xy")); err != nil {
 		t.Errorf("with room made: %v", err)
 	}

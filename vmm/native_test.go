@@ -53,31 +53,31 @@ func echo() *nativetest.Program {
 // The life of a native machine: typed at, paused, rebooted, reset, off.
 func TestNativeLife(t *testing.T) {
 	p, g, s := nativeGuest(t, echo(), nil)
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	typed(t, g, "echo")
-	s.expect("echo\n", time.Second)
+	s.expect("echo\n", soon)
 	for range 3 {
 		if err := g.Pause(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		awaitState(t, g, statePaused, time.Second)
+		awaitState(t, g, statePaused, soon)
 		if err := g.Resume(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		awaitState(t, g, stateRunning, time.Second)
+		awaitState(t, g, stateRunning, soon)
 	}
 	typed(t, g, "r")
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	if err := g.Reset(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	u, err := g.Usage(t.Context())
 	if err != nil || u.CPU == 0 || u.Overhead == 0 || u.Overhead > 16<<20 {
 		t.Errorf("usage %+v, %v", u, err)
 	}
 	typed(t, g, "q")
-	state := awaitState(t, g, stateEnded, time.Second)
+	state := awaitState(t, g, stateEnded, soon)
 	wantExit(t, state, false, "guest", "power-off", false)
 	if state.Engine != "native" || state.Reboots != 1 {
 		t.Errorf("state %+v", state)
@@ -85,48 +85,48 @@ func TestNativeLife(t *testing.T) {
 	if err := g.Forget(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p.gone(time.Second)
+	p.gone(soon)
 }
 
 // How a native machine ends that does not want to, or cannot go on.
 func TestNativeEnds(t *testing.T) {
 	_, g, s := nativeGuest(t, echo(), nil)
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	typed(t, g, "x")
-	state := awaitState(t, g, stateEnded, time.Second)
+	state := awaitState(t, g, stateEnded, soon)
 	if e := state.Exit; !e.Failed || e.Who != "guest" || !strings.HasPrefix(e.How, "triple fault on CPU 0") {
 		t.Errorf("exit %+v", e)
 	}
 
 	_, g, s = nativeGuest(t, echo(), nil)
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	if err := g.Kill(t.Context(), "bob", "kill", false); err != nil {
 		t.Fatal(err)
 	}
-	wantExit(t, awaitState(t, g, stateEnded, time.Second), false, "bob", "kill", false)
+	wantExit(t, awaitState(t, g, stateEnded, soon), false, "bob", "kill", false)
 
 	// It hears neither button, and is killed.
 	_, g, s = nativeGuest(t, echo(), nil)
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	if err := g.Stop(t.Context(), time.Second, "alice", true); err != nil {
 		t.Fatal(err)
 	}
-	wantExit(t, awaitState(t, g, stateEnded, 3*time.Second), false, "alice", "stop: no answer in 1 s, killed", true)
+	wantExit(t, awaitState(t, g, stateEnded, soon), false, "alice", "stop: no answer in 1 s, killed", true)
 
 	// A reset is an answer to a stop.
 	_, g, s = nativeGuest(t, echo(), nil)
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	if err := g.Stop(t.Context(), time.Minute, "alice", false); err != nil {
 		t.Fatal(err)
 	}
 	typed(t, g, "r")
-	wantExit(t, awaitState(t, g, stateEnded, time.Second), false, "alice", "stop", false)
+	wantExit(t, awaitState(t, g, stateEnded, soon), false, "alice", "stop", false)
 }
 
 // What the process may still do once it runs a guest.
 func TestNativeConfined(t *testing.T) {
 	p, _, s := nativeGuest(t, echo(), nil)
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestNativeConfined(t *testing.T) {
 // The process without the guest's memory is small: rss and pss are in KiB.
 func TestNativeMemory(t *testing.T) {
 	p, g, s := nativeGuest(t, echo(), func(l *ctl.Launch) { l.MemoryMiB = 64 })
-	s.expect("hello\n", time.Second)
+	s.expect("hello\n", soon)
 	time.Sleep(shedTime + time.Second)
 	idle := residentKiB(t, p.cmd.Process.Pid)
 	u, err := g.Usage(t.Context())

@@ -110,8 +110,8 @@ func TestNIC(t *testing.T) {
 	if err := g.Kill(t.Context(), "test", "kill", false); err != nil {
 		t.Fatal(err)
 	}
-	awaitState(t, g, "ended", time.Second)
-	for end := time.Now().Add(2 * time.Second); n.there("tap0"); time.Sleep(10 * time.Millisecond) {
+	awaitState(t, g, "ended", soon)
+	for end := time.Now().Add(soon); n.there("tap0"); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the tap is still there after its guest")
 		}

@@ -78,7 +78,7 @@ func TestLife(t *testing.T) {
 	typed(t, g, "cat /proc/cmdline; echo answer $((6*7))")
 	s.expect(`quiet panic=-1 x=a,b,,"c d" -sandbox off`+"\r\nanswer 42", bootTime)
 
-	st := awaitState(t, g, "running", time.Second)
+	st := awaitState(t, g, "running", soon)
 	if st.Generation != 7 || st.Name != "test" || st.Reason != "a test" || !strings.HasPrefix(st.Engine, "qemu ") || time.Since(st.Started) > bootTime {
 		t.Errorf("state %+v", st)
 	}
@@ -90,7 +90,7 @@ func TestLife(t *testing.T) {
 	if err := g.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	awaitState(t, g, "paused", time.Second)
+	awaitState(t, g, "paused", soon)
 	if err := g.Pause(t.Context()); err != nil {
 		t.Errorf("a second pause: %v", err)
 	}
@@ -103,13 +103,13 @@ func TestLife(t *testing.T) {
 	if err := g.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	awaitState(t, g, "running", time.Second)
+	awaitState(t, g, "running", soon)
 	s.expect("late", bootTime)
 
 	typed(t, g, "reboot -f")
 	s.expect("Restarting system", bootTime)
 	s.expect(prompt, bootTime)
-	if st := awaitState(t, g, "running", time.Second); st.Reboots != 1 {
+	if st := awaitState(t, g, "running", soon); st.Reboots != 1 {
 		t.Errorf("reboots %d, want 1", st.Reboots)
 	}
 	if !strings.Contains(s.all, "answer 42") {
@@ -150,7 +150,7 @@ func TestCPUs(t *testing.T) {
 			if err := g.Kill(t.Context(), "somebody", "kill", false); err != nil {
 				t.Fatal(err)
 			}
-			wantExit(t, awaitState(t, g, "ended", time.Second), false, "somebody", "kill", false)
+			wantExit(t, awaitState(t, g, "ended", soon), false, "somebody", "kill", false)
 		})
 	}
 }
@@ -170,7 +170,7 @@ func TestReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(200 * time.Millisecond)
-	st := awaitState(t, g, "paused", time.Second)
+	st := awaitState(t, g, "paused", soon)
 	if st.Reboots != 0 {
 		t.Errorf("reboots %d, want 0", st.Reboots)
 	}
@@ -193,7 +193,7 @@ func TestStopByKeys(t *testing.T) {
 	}
 	wantErrno(t, "pause of a stopping one", g.Pause(t.Context()), syscall.EINVAL)
 	wantErrno(t, "reset of a stopping one", g.Reset(t.Context()), syscall.EINVAL)
-	wantExit(t, awaitState(t, g, "ended", 25*time.Second), false, "alice", "stop", true)
+	wantExit(t, awaitState(t, g, "ended", soon), false, "alice", "stop", true)
 }
 
 // says adds a word for the guest's init.
@@ -207,8 +207,8 @@ func TestStopByButton(t *testing.T) {
 	if err := g.Stop(t.Context(), 60*time.Second, "alice", false); err != nil {
 		t.Fatal(err)
 	}
-	wantExit(t, awaitState(t, g, "ended", 20*time.Second), false, "alice", "stop", false)
-	s.expect("power button", time.Second)
+	wantExit(t, awaitState(t, g, "ended", soon), false, "alice", "stop", false)
+	s.expect("power button", soon)
 }
 
 // A guest that does not listen is killed at the deadline, which a second stop
@@ -221,8 +221,8 @@ func TestStopByForce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	awaitState(t, g, "stopping", time.Second)
-	wantExit(t, awaitState(t, g, "ended", 10*time.Second), false, "bob", "stop: no answer in 2 s, killed", false)
+	awaitState(t, g, "stopping", soon)
+	wantExit(t, awaitState(t, g, "ended", soon), false, "bob", "stop: no answer in 2 s, killed", false)
 	if took := time.Since(began); took < 2*time.Second || took > 6*time.Second {
 		t.Errorf("it took %v", took)
 	}
@@ -234,7 +234,7 @@ func TestPanic(t *testing.T) {
 	typed(t, g, "echo c > /proc/sysrq-trigger")
 	s.expect("Kernel panic", bootTime)
 	s.expect(prompt, bootTime)
-	if st := awaitState(t, g, "running", time.Second); st.Reboots != 1 {
+	if st := awaitState(t, g, "running", soon); st.Reboots != 1 {
 		t.Errorf("reboots %d, want 1", st.Reboots)
 	}
 }
@@ -394,7 +394,7 @@ func TestAllThereIs(t *testing.T) {
 	if err := g.Kill(t.Context(), "test", "kill", false); err != nil {
 		t.Fatal(err)
 	}
-	awaitState(t, g, "ended", time.Second)
+	awaitState(t, g, "ended", soon)
 }
 
 // What one machine has nobody else can take, until its QEMU is gone; a QEMU
@@ -519,19 +519,19 @@ func TestPeers(t *testing.T) {
 		_, err := first.State(t.Context())
 		wantErrno(t, "the first peer", err, syscall.EPIPE)
 		s2 := &screen{t: t, c: second.Console()}
-		s2.expect(prompt, time.Second)
+		s2.expect(prompt, soon)
 		typed(t, second, "echo be''tween")
 		s2.expect("between", bootTime)
 		second.Close()
 		time.Sleep(50 * time.Millisecond)
 		third := p.dial()
-		awaitState(t, third, "running", time.Second)
+		awaitState(t, third, "running", soon)
 		if err := third.Stop(t.Context(), 3*time.Second, "late", false); err != nil {
 			t.Fatal(err)
 		}
 		third.Close() // nobody is there when it ends
 		time.Sleep(5 * time.Second)
-		wantExit(t, awaitState(t, p.dial(), "ended", time.Second), false, "late", "stop: no answer in 3 s, killed", false)
+		wantExit(t, awaitState(t, p.dial(), "ended", soon), false, "late", "stop: no answer in 3 s, killed", false)
 	})
 	t.Run("not core", func(t *testing.T) {
 		p := spawn(t, "tcg")
@@ -564,14 +564,14 @@ func TestKilledProcess(t *testing.T) {
 func TestKilledQEMU(t *testing.T) {
 	p, g, _ := up(t, nil)
 	unix.Kill(childOf(t, p.cmd.Process.Pid), unix.SIGSEGV)
-	wantExit(t, awaitState(t, g, "ended", 5*time.Second), true, "host", "qemu exited: signal: segmentation fault", false)
+	wantExit(t, awaitState(t, g, "ended", soon), true, "host", "qemu exited: signal: segmentation fault", false)
 }
 
 // SIGTERM to the process is a stop.
 func TestTerm(t *testing.T) {
 	p, g, _ := up(t, nil)
 	p.cmd.Process.Signal(unix.SIGTERM)
-	wantExit(t, awaitState(t, g, "ended", 30*time.Second), false, "host", "stop", false)
+	wantExit(t, awaitState(t, g, "ended", soon), false, "host", "stop", false)
 }
 
 func childOf(t *testing.T, pid int) int {
@@ -628,7 +628,7 @@ func TestNoStart(t *testing.T) {
 			if err != nil && !strings.Contains(err.Error(), tc.words) {
 				t.Errorf("%q does not speak of %q", err, tc.words)
 			}
-			st := awaitState(t, g, "ended", time.Second)
+			st := awaitState(t, g, "ended", soon)
 			wantExit(t, st, true, "host", err.Error(), false)
 			wantErrno(t, "a second go", g.Go(t.Context()), syscall.EEXIST)
 			if err := g.Forget(t.Context()); err != nil {
@@ -650,7 +650,7 @@ func TestKVM(t *testing.T) {
 	l := linux(t, p, 1)
 	l.Accel = "kvm"
 	begin(t, g, l)
-	st := awaitState(t, g, "running", time.Second)
+	st := awaitState(t, g, "running", soon)
 	if !strings.HasSuffix(st.Engine, " kvm") {
 		t.Errorf("engine %q, want kvm", st.Engine)
 	}
