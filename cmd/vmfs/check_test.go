@@ -42,6 +42,11 @@ func goodHost() map[string]string {
 	}
 }
 
+// noQEMU is a host on which it is not installed.
+func noQEMU(c *checker) {
+	c.qemu = func() (string, string, error) { return "", "", fs.ErrNotExist }
+}
+
 // checked looks at a host of files as root, or as the tests' user where files
 // that would be root's are his.
 func checked(t *testing.T, files map[string]string, change func(*checker)) *checker {
@@ -130,7 +135,12 @@ func TestCheckFindings(t *testing.T) {
 		{"fuse not built", map[string]string{"/sys/module/fuse/": none}, nil, "missing FUSE: this kernel is built without CONFIG_FUSE_FS", "linux-image-amd64"},
 		{"fuse after an update", map[string]string{"/sys/module/fuse/": none, "/boot/config-6.1.0-1": none, "/proc/config.gz": "CONFIG_FUSE_FS=m\n"}, nil, "missing FUSE: the module fuse is not where", "reboot"},
 		{"no fusermount3", map[string]string{"/usr/bin/fusermount3": none}, nil, "warn    fusermount3:", "apt install fuse3"},
-		{"no QEMU", nil, func(c *checker) { c.qemu = func() (string, string, error) { return "", "", fs.ErrNotExist } }, "missing QEMU: there is no", "apt install qemu-system-x86"},
+		{"no QEMU", nil, noQEMU, "warn    QEMU: there is no", "apt install qemu-system-x86"},
+		{"no QEMU and pvm", nil, func(c *checker) {
+			noQEMU(c)
+			c.kvm = func() string { return "kvm_pvm interprets" }
+		}, "missing QEMU: there is no", "apt install qemu-system-x86"},
+		{"no QEMU and no kvm", map[string]string{"/sys/class/misc/kvm/": none}, noQEMU, "missing QEMU: there is no", "apt install qemu-system-x86"},
 		{"old QEMU", nil, func(c *checker) { c.qemu = func() (string, string, error) { return "/q", "5.2.0", nil } }, "missing QEMU: /q is version 5.2.0", "7.2"},
 		{"broken QEMU", nil, func(c *checker) { c.qemu = func() (string, string, error) { return "", "", errors.New("no libfoo") } }, "missing QEMU: does not run", "no libfoo"},
 		{"kvm not loaded", map[string]string{"/sys/class/misc/kvm/": none, "/sys/module/kvm_intel/": none, "/lib/modules/6.1.0-1/modules.dep": "kernel/arch/x86/kvm/kvm-intel.ko: x\n"}, nil,

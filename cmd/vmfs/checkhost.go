@@ -231,6 +231,9 @@ func (c *checker) lookAtFUSE() {
 func (c *checker) lookAtQEMU() {
 	path, version, err := c.qemu()
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && c.has("/sys/class/misc/kvm") && c.kvm() == "":
+		c.warn("QEMU", "there is no qemu-system-x86_64 in /usr/bin or /usr/local/bin; without it the native engine runs what it can, and no machine "+
+			"with a firmware, a cdrom, a qcow2 disk or no kernel: apt install qemu-system-x86")
 	case errors.Is(err, fs.ErrNotExist):
 		c.lacks("QEMU", "there is no qemu-system-x86_64 in /usr/bin or /usr/local/bin: apt install qemu-system-x86")
 	case err != nil:
