@@ -24,6 +24,10 @@ type Host interface {
 	// many bases), ETIMEDOUT.
 	Open(ctx context.Context, uid uint32, wants []Want) ([]Opened, error)
 
+	// WhoIs tells the uid, gid and groups of a user as they are now. EACCES
+	// for one who is no more, ETIMEDOUT.
+	WhoIs(ctx context.Context, uid uint32) (Cred, error)
+
 	// Spawn starts a guest process and connects to it; pid is what the host
 	// calls it. The process ends by itself if it is left before it was told
 	// Go. EOPNOTSUPP for one that is outward, of a daemon of root's.

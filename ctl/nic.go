@@ -130,7 +130,7 @@ func (vm *VM) openTap(ctx context.Context, c *nic, d *definition, spec *Launch) 
 // plug makes a NIC a port of the switch that its definition names, if it does,
 // with the rights of who set that.
 func (vm *VM) plug(ctx context.Context, c *nic, d *definition) error {
-	sw, err := vm.reach(d, c.n)
+	sw, err := vm.reach(ctx, d, c.n)
 	if err != nil {
 		return err
 	}
@@ -305,7 +305,7 @@ func (vm *VM) replugAll(was, now *definition) (undo func(), err error) {
 		}
 		sw := c.sw
 		if was.get(nicAttr(c.n, "switch")) != now.get(nicAttr(c.n, "switch")) {
-			sw, err = vm.reach(now, c.n)
+			sw, err = vm.reach(ctx, now, c.n)
 		}
 		if err == nil {
 			done = append(done, step{c, c.sw})
@@ -437,7 +437,7 @@ func (vm *VM) checkNIC(ctx context.Context, d *definition, n int) []string {
 		say("mac", Errorf(syscall.EEXIST, "%s is another machine's", mac))
 	}
 	if d.get(nicAttr(n, "switch")) != "" {
-		_, err := vm.reach(d, n)
+		_, err := vm.reach(ctx, d, n)
 		say("switch", err)
 	}
 	if d.get(nicAttr(n, "local")) == "yes" {

@@ -183,7 +183,7 @@ func TestNICsThatCannotBe(t *testing.T) {
 
 // A NIC is attached with the rights of who named the switch, as they are then.
 func TestRightToAttach(t *testing.T) {
-	_, vm, sw, _ := plugged(t, "")
+	_, vm, sw, host := plugged(t, "")
 	ok(t, vm.Set(alice, "nic/0/switch", ""))
 	ok(t, vm.Set(alice, "nic/0/switch", "lan"))
 	refused(t, vm.Do(ctx, root, "start", ""), syscall.EACCES, "nic/0/switch: 52001, who set it, may not write switch/lan/ports")
@@ -191,9 +191,21 @@ func TestRightToAttach(t *testing.T) {
 		t.Errorf("check: %s", vm.Check(ctx))
 	}
 	all, closed := uint32(0o666), uint32(0o700)
+
+	// With the groups that he is in at that moment.
+	ok(t, sw.SetAccess(root, "ports", ctl.AccessChange{GID: &ops.GID}))
+	host.Member = map[uint32][]uint32{alice.UID: {7, ops.GID}}
+	ok(t, vm.Do(ctx, root, "start", ""))
+	ok(t, vm.Do(ctx, root, "kill", ""))
+	host.Member = nil
+	refused(t, vm.Do(ctx, root, "start", ""), syscall.EACCES, "nic/0/switch: "+alice.String()+", who set it, may not write switch/lan/ports")
+
 	ok(t, sw.SetAccess(root, "ports", ctl.AccessChange{Mode: &all}))
 	ok(t, vm.Do(ctx, root, "start", ""))
 	ok(t, vm.Do(ctx, root, "kill", ""))
+	host.Gone = map[uint32]bool{alice.UID: true}
+	refused(t, vm.Do(ctx, root, "start", ""), syscall.EACCES, "nic/0/switch: user "+alice.String()+": no such user")
+	host.Gone = nil
 	ok(t, sw.SetAccess(root, "", ctl.AccessChange{Mode: &closed}))
 	refused(t, vm.Do(ctx, root, "start", ""), syscall.EACCES, "may not write")
 	ok(t, sw.SetAccess(root, "", ctl.AccessChange{UID: &alice.UID}))

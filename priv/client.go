@@ -132,6 +132,32 @@ func (c *Client) Open(ctx context.Context, uid uint32, wants []ctl.Want) ([]ctl.
 	return opened, nil
 }
 
+// WhoIs tells the uid, gid and groups of a user as id(1) does now. EACCES for
+// one who is no more, ETIMEDOUT after 2 s.
+func (c *Client) WhoIs(ctx context.Context, uid uint32) (ctl.Cred, error) {
+	// No user of the host has a uid of the daemon's own.
+	if _, err := parseRequest("whois", []string{decimal(uid)}); err != nil {
+		return ctl.Cred{}, ctl.Errorf(syscall.EACCES, "%v", err)
+	}
+	leave, err := c.turn(ctx, uid)
+	if err != nil {
+		return ctl.Cred{}, err
+	}
+	defer leave()
+	fields, err := c.call(ctx, "whois", decimal(uid))
+	if err != nil {
+		return ctl.Cred{}, err
+	}
+	if len(fields) != 1 {
+		return ctl.Cred{}, errAnswer("whois")
+	}
+	groups, err := parseGroups(fields[0])
+	if err != nil {
+		return ctl.Cred{}, errAnswer("whois")
+	}
+	return ctl.Cred{UID: uid, GID: groups[0], Groups: groups[1:]}, nil
+}
+
 // Spawn starts the guest process of a machine and returns its pid. The
 // process then listens at its socket in the run directory. EOPNOTSUPP if it is
 // to be outward and the daemon is root's, EBUSY if there is one already.

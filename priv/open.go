@@ -38,11 +38,43 @@ func newOpeners(dirs []string) *openers {
 // open opens the wants with the rights of a user; the caller closes the
 // files. fields say which belong to which want, as parseOpened reads it.
 func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files []*os.File, fields []string, err error) {
+	m, err := o.ask(ctx, uid, "open "+wants[0].Path, openRequest{uid, o.dirs, wants}.fields())
+	if err != nil {
+		return nil, nil, err
+	}
+	fields, err = parseAnswer(m.Fields, len(m.Files), len(wants))
+	if err != nil {
+		m.Close()
+		return nil, nil, err
+	}
+	return m.Files, fields, nil
+}
+
+// whois is the text of the groups of a user, as parseGroups reads it.
+func (o *openers) whois(ctx context.Context, uid uint32) (groups string, err error) {
+	m, err := o.ask(ctx, uid, "groups", []string{"whois", decimal(uid)})
+	if err != nil {
+		return "", err
+	}
+	defer m.Close()
+	fields, err := parseSaid(m.Fields, len(m.Files))
+	if err != nil {
+		return "", err
+	}
+	if len(fields) != 1 || len(m.Files) != 0 {
+		return "", errAnswer("whois")
+	}
+	_, err = parseGroups(fields[0])
+	return fields[0], err
+}
+
+// ask starts an opener for a user and has its answer, if that comes in time.
+func (o *openers) ask(ctx context.Context, uid uint32, what string, request []string) (m wire.Message, err error) {
 	if own := uint32(os.Geteuid()); ordinary() && uid != own {
-		return nil, nil, ctl.Errorf(syscall.EPERM, "open %s as %s: this daemon has the rights of %s alone", wants[0].Path, userName(uid), userName(own))
+		return m, ctl.Errorf(syscall.EPERM, "%s as %s: this daemon has the rights of %s alone", what, userName(uid), userName(own))
 	}
 	if err := o.begin(uid); err != nil {
-		return nil, nil, err
+		return m, err
 	}
 	defer o.end(uid)
 	ctx, cancel := context.WithTimeout(ctx, openTime)
@@ -51,7 +83,7 @@ func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	conn, err := startRole(cmd)
 	if err != nil {
-		return nil, nil, fmt.Errorf("opener: %w", err)
+		return m, fmt.Errorf("opener: %w", err)
 	}
 	gone := make(chan struct{})
 	go func() { cmd.Wait(); close(gone) }()
@@ -60,14 +92,14 @@ func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files
 		conn.Close()
 		o.await(uid, gone)
 	})
-	files, fields, err = askOpener(conn, openRequest{uid, o.dirs, wants})
+	m, err = askOpener(conn, what, request)
 	if stop() {
 		conn.Close()
 		cmd.Process.Kill() // it is done; its user may have stopped it
-		return files, fields, err
+		return m, err
 	}
-	closeAll(files)
-	return nil, nil, ctl.Errorf(syscall.ETIMEDOUT, "open %s as %s: no answer within %v, from the file system or about the user's groups", wants[0].Path, userName(uid), openTime)
+	m.Close()
+	return wire.Message{}, ctl.Errorf(syscall.ETIMEDOUT, "%s as %s: no answer within %v, from the file system or about the user's groups", what, userName(uid), openTime)
 }
 
 // end is the counterpart of begin.
@@ -110,33 +142,36 @@ func (o *openers) count(uid uint32, n int) {
 	}
 }
 
-func askOpener(conn *wire.Conn, req openRequest) ([]*os.File, []string, error) {
-	if err := conn.Send(nil, req.fields()...); err != nil {
-		return nil, nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
+func askOpener(conn *wire.Conn, what string, request []string) (wire.Message, error) {
+	if err := conn.Send(nil, request...); err != nil {
+		return wire.Message{}, ctl.Errorf(syscall.EINVAL, "%s: %v", what, err)
 	}
 	m, err := conn.Recv()
 	if err != nil {
-		return nil, nil, ctl.Errorf(syscall.EIO, "open %s: the opener ended: %v", req.wants[0].Path, err)
+		return wire.Message{}, ctl.Errorf(syscall.EIO, "%s: the opener ended: %v", what, err)
 	}
-	fields, err := parseAnswer(m.Fields, len(m.Files), len(req.wants))
-	if err != nil {
-		m.Close()
-		return nil, nil, err
-	}
-	return m.Files, fields, nil
+	return m, nil
 }
 
-// parseAnswer reads an opener's answer, which has a user's rights and so may
-// be that user's. It returns what is behind ok.
+// parseAnswer reads an opener's answer to open, and returns what is behind ok.
 func parseAnswer(fields []string, files, wants int) ([]string, error) {
+	fields, err := parseSaid(fields, files)
+	if err == nil {
+		_, err = parseOpened(fields, files, wants)
+	}
+	return fields, err
+}
+
+// parseSaid reads what an opener said, which has a user's rights and so may be
+// that user's.
+func parseSaid(fields []string, files int) ([]string, error) {
 	switch {
 	case len(fields) == 3 && fields[0] == "error" && files == 0:
 		if errno := wire.ErrnoNamed(fields[1]); errno != 0 {
 			return nil, &ctl.Error{Errno: errno, Reason: oneLine(clip(fields[2]))}
 		}
 	case fields[0] == "ok":
-		_, err := parseOpened(fields[1:], files, wants)
-		return fields[1:], err
+		return fields[1:], nil
 	}
 	return nil, errOpened
 }

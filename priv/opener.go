@@ -32,7 +32,12 @@ import (
 //
 // with the N directories below which root's own files must lie, and is
 // answered "ok (N FORMAT...)..." with N files for each that was asked for, or
-// "error ERRNO reason".
+// "error ERRNO reason". Or it says
+//
+//	whois UID
+//
+// and is answered `ok "GID..."` with the groups of that user, his own first: who
+// knows them may hang as a file system does.
 
 // openRequest is the one request of an opener.
 type openRequest struct {
@@ -76,39 +81,61 @@ func Opener() int {
 		return 1
 	}
 	defer conn.Close()
-	opened, err := openOnce(conn)
+	files, fields, err := answerOnce(conn)
 	if err != nil {
 		conn.Send(nil, "error", unix.ErrnoName(ctl.Errno(err)), clip(err.Error()))
 		return 1
 	}
-	files, fields := openedMessage(opened)
 	if err := conn.Send(files, append([]string{"ok"}, fields...)...); err != nil {
 		return 1
 	}
 	return 0
 }
 
-func openOnce(conn *wire.Conn) ([]ctl.Opened, error) {
+func answerOnce(conn *wire.Conn) (files []*os.File, fields []string, err error) {
 	if err := confine.NoNewPrivs(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := confine.Keep(confine.Opener.Capabilities); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m, err := conn.Recv()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m.Close()
+	if len(m.Fields) == 2 && m.Fields[0] == "whois" {
+		groups, err := whois(m.Fields[1])
+		return nil, []string{groups}, err
+	}
 	req, err := parseOpenRequest(m.Fields)
 	if err != nil {
-		return nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
+		return nil, nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
 	}
 	o, err := newOpener(req)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return o.all(req.wants)
+	opened, err := o.all(req.wants)
+	files, fields = openedMessage(opened)
+	return files, fields, err
+}
+
+// whois is the text of a user's groups.
+func whois(arg string) (string, error) {
+	uid, err := parseUID(arg)
+	if err != nil {
+		return "", ctl.Errorf(syscall.EINVAL, "whois: %v", err)
+	}
+	_, groups, err := groupsOf(uid)
+	if err != nil {
+		return "", err
+	}
+	var text []string
+	for _, g := range groups {
+		text = append(text, decimal(g))
+	}
+	return strings.Join(text, " "), nil
 }
 
 // opener is the process after it became the user.

@@ -32,6 +32,7 @@ type reply struct {
 // verbs is all that core may ask for, with linkVerbs.
 var verbs = []verb{
 	{"open", "UID (ro|rw FORMAT PATH)...", "only a user's own rights open his files, and those behind them; root's only below -images", parseOpen},
+	{"whois", "UID", "id(1) asks whatever knows the host's users, and core starts no programs", parseWhois},
 	{"spawn", "ID native|kvm|tcg yes|no CPUS MEMORY IMAGES FILES", "namespaces, the guest's uid and its cgroup need root; one guest an id", parseSpawn},
 	{"bounds", "ID", "what is in a guest's cgroup is root's to say; only of one that the records name", parseBounds},
 	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", parseGuests},
@@ -89,6 +90,20 @@ func parseOpen(args []string) (act, error) {
 	return func(ctx context.Context, s *server) (reply, error) {
 		files, fields, err := s.openers.open(ctx, uid, wants)
 		return reply{fields: fields, files: files}, err
+	}, nil
+}
+
+func parseWhois(args []string) (act, error) {
+	if err := count(args, 1); err != nil {
+		return nil, err
+	}
+	uid, err := parseUID(args[0])
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, s *server) (reply, error) {
+		groups, err := s.openers.whois(ctx, uid)
+		return reply{fields: []string{groups}}, err
 	}, nil
 }
 

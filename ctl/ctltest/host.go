@@ -23,6 +23,8 @@ type Host struct {
 	Refused  func(step string) error   // what Spawn ("spawn"), Give and Go say; nil for nothing
 	Blocking func(ctx context.Context) // called in Go, for starts that last
 	Asked    []uint32                  // the uids of each Open
+	Gone     map[uint32]bool           // users who are no more
+	Member   map[uint32][]uint32       // the groups that a user is in, beside that of his uid
 	Wants    []ctl.Want                // of the last Open
 	Kernel   string                    // path of what is in a kernel, empty for nothing
 	Drained  bool
@@ -76,6 +78,16 @@ func (h *Host) Open(_ context.Context, uid uint32, wants []ctl.Want) ([]ctl.Open
 		}
 	}
 	return out, nil
+}
+
+// WhoIs knows everybody who is not gone.
+func (h *Host) WhoIs(_ context.Context, uid uint32) (ctl.Cred, error) {
+	h.Lock()
+	defer h.Unlock()
+	if h.Gone[uid] {
+		return ctl.Cred{}, ctl.Errorf(syscall.EACCES, "user %d: no such user", uid)
+	}
+	return ctl.Cred{UID: uid, GID: uid, Groups: h.Member[uid]}, nil
 }
 
 func (h *Host) open(path, format string, write bool, to *ctl.Opened) error {
