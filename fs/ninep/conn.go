@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -154,41 +153,37 @@ func (c *conn) frame() ([]byte, error) {
 	if _, err := c.in.Peek(1); err != nil {
 		return nil, err
 	}
-	if !c.whole() {
+	p, err := c.in.Peek(c.in.Buffered())
+	whole := len(p) >= 4 && uint64(len(p)) >= uint64(number4(p))
+	if !whole {
 		c.endTurn()
 		if c.attached {
 			c.nc.SetReadDeadline(time.Now().Add(c.server.limits.Frame))
 			defer c.nc.SetReadDeadline(noDeadline)
 		}
+		if p, err = c.in.Peek(4); err != nil {
+			return nil, err
+		}
 	}
-	head, err := c.in.Peek(4)
-	if err != nil {
-		return nil, err
-	}
-	size := binary.LittleEndian.Uint32(head)
+	size := number4(p)
 	most := c.session.most
 	if most == 0 {
 		most = minMessage // of a Tversion
 	}
-	if size < headerSize || size > most {
+	switch {
+	case size < headerSize || size > most:
 		return nil, errFrame
-	}
-	if size > inBuffer {
+	case size > inBuffer:
 		frame := make([]byte, size)
 		_, err := io.ReadFull(c.in, frame)
 		return frame, err
+	case !whole:
+		if p, err = c.in.Peek(int(size)); err != nil {
+			return nil, err
+		}
 	}
-	frame, err := c.in.Peek(int(size))
-	if err == nil {
-		c.in.Discard(int(size)) // the bytes stay where they are until more is read
-	}
-	return frame, err
-}
-
-// whole reports whether all of the next message has come.
-func (c *conn) whole() bool {
-	p, _ := c.in.Peek(c.in.Buffered())
-	return len(p) >= 4 && uint64(len(p)) >= uint64(binary.LittleEndian.Uint32(p))
+	c.in.Discard(int(size)) // the bytes stay where they are until more is read
+	return p[:size], nil
 }
 
 // message works on a message or sees to it that somebody does. An error ends
