@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -22,6 +23,25 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// Mount mounts what nobody serves yet on dir, for all users and until the end
+// of the test, and gives the path of the descriptor that requests come from.
+func Mount(t testing.TB, dir string, maxRead int) (dev string) {
+	t.Helper()
+	// Not by a library, whose descriptor children inherit: a child that
+	// outlives the server would keep a dead mount waiting.
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d,default_permissions,allow_other", fd, maxRead)
+	if err := unix.Mount("vmfs", dir, "fuse.vmfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		unix.Close(fd)
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return fmt.Sprintf("/dev/fd/%d", fd)
+}
 
 // NoPoll teaches the kernel that the tree of which path is a file has no poll.
 // The runtime asks with epoll_ctl when it opens a file, and does not take that

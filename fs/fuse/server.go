@@ -6,23 +6,19 @@
 // or right: whatever waits ends when the kernel interrupts it, and a panic is
 // one EIO.
 //
-// It cannot mount, but for tests and ordinary users: the daemon gets a
-// /dev/fuse that is mounted already. A session cannot be taken up by another
-// process; when one dies, its mount is dead.
+// It cannot mount: it gets a /dev/fuse that is mounted already. A session
+// cannot be taken up by another process; when one dies, its mount is dead.
 package fuse
 
 import (
 	"fmt"
 	"io"
 	"log"
-	"os"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
-
 	"vmfs/fs"
 )
 
@@ -37,7 +33,7 @@ var timeout = time.Second
 
 // Options are what a Server may be told.
 type Options struct {
-	Log func(format string, args ...any) // for the operator; nil for stderr
+	Log func(format string, args ...any) // for the operator
 
 	// NoCache makes the kernel ask for names and attributes each time: for
 	// a tree of which nobody knows what changes.
@@ -48,7 +44,6 @@ type Options struct {
 type Server struct {
 	bridge *bridge
 	server *gofuse.Server
-	dir    string // that Mount mounted by itself
 	done   chan struct{}
 }
 
@@ -56,55 +51,20 @@ type Server struct {
 // mounted with default_permissions and max_read=MaxRead. It takes the
 // descriptor. It returns when the kernel's first request was answered.
 func Serve(dev string, root fs.Dir, o Options) (*Server, error) {
-	return serve(dev, root, o, &gofuse.MountOptions{})
-}
-
-// Mount mounts root on a directory and serves it there: with mount(2) for
-// root, for all users; else through fusermount3, for this user alone.
-func Mount(dir string, root fs.Dir, o Options) (*Server, error) {
-	if os.Getuid() != 0 {
-		return serve(dir, root, o, &gofuse.MountOptions{Options: []string{"default_permissions"}})
-	}
-	// Not by the library's own mount, whose descriptor children inherit: a
-	// child that outlives the server would keep a dead mount waiting.
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open /dev/fuse: %w", err)
-	}
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d,default_permissions,allow_other", fd, MaxRead)
-	if err := unix.Mount("vmfs", dir, "fuse.vmfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("mount %s: %w", dir, err)
-	}
-	s, err := Serve(fmt.Sprintf("/dev/fd/%d", fd), root, o)
-	if err != nil {
-		unix.Unmount(dir, unix.MNT_DETACH)
-		return nil, err
-	}
-	s.dir = dir
-	return s, nil
-}
-
-func serve(where string, root fs.Dir, o Options, m *gofuse.MountOptions) (*Server, error) {
-	logf := o.Log
-	if logf == nil {
-		logf = log.New(os.Stderr, "", 0).Printf
-	}
 	b := newBridge(root)
 	if o.NoCache {
 		b.timeout = 0
 	}
-	m.FsName, m.Name = "vmfs", "vmfs"
-	m.MaxWrite = MaxRead
-	m.DisableXAttrs = true
-	m.ExtraCapabilities = gofuse.CAP_ATOMIC_O_TRUNC // > means nothing: one request less
-	m.DisableSplice = true
-	m.PanicHandler = panicHandler(logf)
-	// The library's own lines are about single requests of clients.
-	m.Logger = log.New(io.Discard, "", 0)
-	server, err := gofuse.NewServer(b, where, m)
+	server, err := gofuse.NewServer(b, dev, &gofuse.MountOptions{
+		MaxWrite:          MaxRead,
+		DisableXAttrs:     true,
+		ExtraCapabilities: gofuse.CAP_ATOMIC_O_TRUNC, // > means nothing: one request less
+		DisableSplice:     true,
+		PanicHandler:      panicHandler(o.Log),
+		Logger:            log.New(io.Discard, "", 0), // its lines are about single requests of clients
+	})
 	if err != nil {
-		return nil, fmt.Errorf("serve %s: %w", where, err)
+		return nil, fmt.Errorf("serve %s: %w", dev, err)
 	}
 	s := &Server{bridge: b, server: server, done: make(chan struct{})}
 	go s.run()
@@ -122,25 +82,6 @@ func (s *Server) Wait() { <-s.done }
 
 // Done is closed then.
 func (s *Server) Done() <-chan struct{} { return s.done }
-
-// Unmount ends what Mount began. EBUSY while somebody uses it.
-func (s *Server) Unmount() error {
-	err := s.unmount()
-	if err == nil {
-		s.Wait()
-	}
-	return err
-}
-
-func (s *Server) unmount() error {
-	if s.dir == "" {
-		return s.server.Unmount()
-	}
-	if err := unix.Unmount(s.dir, 0); err != nil {
-		return fmt.Errorf("unmount %s: %w", s.dir, err)
-	}
-	return nil
-}
 
 // Changed makes the kernel forget what it knows and is no longer so. When it
 // returns, no stat shows an attribute from before; names follow shortly.

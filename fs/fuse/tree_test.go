@@ -35,7 +35,7 @@ func mounted(t *testing.T, root fs.Dir) (dir string, s *fuse.Server) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s, err = fuse.Mount(dir, root, fuse.Options{Log: t.Logf})
+	s, err = fuse.Serve(fstest.Mount(t, dir, fuse.MaxRead), root, fuse.Options{Log: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -81,7 +81,7 @@ func mounted(t *testing.T, tree *Tree) string {
 	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
 		os.Chmod(d, 0o755)
 	}
-	s, err := fuse.Mount(dir, tree.Root(), fuse.Options{Log: t.Logf, NoCache: true})
+	s, err := fuse.Serve(fstest.Mount(t, dir, fuse.MaxRead), tree.Root(), fuse.Options{Log: t.Logf, NoCache: true})
 	if err != nil {
 		t.Fatal(err)
 	}
