@@ -120,6 +120,7 @@ var (
 	}
 	boxLines = []func(*bench) (line, error){
 		(*bench).userland,
+		(*bench).userlandUnpacked,
 		(*bench).blkGuest,
 		(*bench).netGuest,
 	}

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -90,7 +88,7 @@ func (b *bench) notify(served bool) (line, error) {
 	var ratios []float64
 	for range 25 * b.pairs {
 		var p [8]byte
-		if err := t.read(p[:]); err != nil {
+		if err := t.fill(p[:]); err != nil {
 			return line{}, err
 		}
 		bell, exit := binary.LittleEndian.Uint32(p[:]), binary.LittleEndian.Uint32(p[4:])
@@ -100,28 +98,4 @@ func (b *bench) notify(served bool) (line, error) {
 	ticks := func(all []int64) string { return fmt.Sprintf("%d ticks", median(all)/stores) }
 	return line{ours: ticks(bells), peer: ticks(exits),
 		ratio: median(ratios), aim: 0.25, unit: "x"}, nil
-}
-
-// read reads from the guest's console, from where it was read last.
-func (t *tiny) read(p []byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), tinyTime)
-	defer cancel()
-	for n := 0; n < len(p); {
-		changed := t.guest.Console().Changed()
-		k, at := t.guest.Console().ReadAt(p[n:], t.seen)
-		if at != t.seen {
-			return errors.New("the guest prints faster than it is read")
-		}
-		n += k
-		t.seen += uint64(k)
-		if k > 0 {
-			continue
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return errors.New("native: the guest says nothing")
-		}
-	}
-	return nil
 }

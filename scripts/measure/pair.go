@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -26,7 +25,7 @@ type peerGuest struct {
 
 // workAtOnce is how many round trips, or reads, a guest does before it is the
 // other's turn.
-const workAtOnce = 200
+const workAtOnce = 50
 
 // insideTime bounds what a guest does when it is asked.
 const insideTime = 2 * time.Minute
@@ -143,18 +142,10 @@ func (b *bench) nativeInside(tap, disk *os.File, initrd, cmdline string) (func()
 	if err != nil {
 		return nil, err
 	}
-	kernel, err1 := os.Open(b.dir + "/vmlinuz")
-	ramdisk, err2 := os.Open(initrd)
-	if err := errors.Join(err1, err2); err != nil {
-		t.end()
-		return nil, err
-	}
-	defer kernel.Close()
-	defer ramdisk.Close()
-	err = t.launch(&ctl.Launch{
-		Name: "inside", CPUs: 1, MemoryMiB: linuxMiB, Kernel: kernel, Initrd: ramdisk, Cmdline: cmdline,
-		Disks: []ctl.LaunchDisk{{Images: ctl.Opened{{File: disk, Format: "raw"}}}},
-		NICs:  []ctl.LaunchNIC{{MAC: guestMAC(1), Tap: tap}},
+	err = t.launchLinux(b.dir+"/vmlinux", initrd, &ctl.Launch{
+		Cmdline: cmdline,
+		Disks:   []ctl.LaunchDisk{{Images: ctl.Opened{{File: disk, Format: "raw"}}}},
+		NICs:    []ctl.LaunchNIC{{MAC: guestMAC(1), Tap: tap}},
 	})
 	if err != nil {
 		t.end()
@@ -165,7 +156,7 @@ func (b *bench) nativeInside(tap, disk *os.File, initrd, cmdline string) (func()
 
 func (b *bench) microvmInside(tap, disk *os.File, initrd, cmdline string) (func(), error) {
 	args := append(microvmLinux[:len(microvmLinux):len(microvmLinux)],
-		"-kernel", b.dir+"/vmlinuz", "-initrd", initrd, "-append", cmdline,
+		"-kernel", b.dir+"/vmlinux", "-initrd", initrd, "-append", cmdline,
 		"-blockdev", "driver=file,node-name=f,filename="+disk.Name(), "-blockdev", "driver=raw,node-name=d,file=f",
 		"-device", "virtio-blk-device,drive=d",
 		"-netdev", "tap,id=n,fd=3", "-device", "virtio-net-device,netdev=n,mac="+guestMAC(2).String())

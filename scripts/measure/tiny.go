@@ -129,6 +129,33 @@ func (t *tiny) launch(l *ctl.Launch) error {
 	return t.guest.Go(ctx)
 }
 
+// Read reads from the guest's console, from where it was read last.
+func (t *tiny) Read(p []byte) (int, error) {
+	late := time.After(bootTimeout)
+	for {
+		changed := t.guest.Console().Changed()
+		n, at := t.guest.Console().ReadAt(p, t.seen)
+		if at != t.seen {
+			return 0, errors.New("the guest prints faster than it is read")
+		}
+		t.seen += uint64(n)
+		if n > 0 {
+			return n, nil
+		}
+		select {
+		case <-changed:
+		case <-late:
+			return 0, errors.New("native: the guest says nothing")
+		}
+	}
+}
+
+// fill reads all of p.
+func (t *tiny) fill(p []byte) error {
+	_, err := io.ReadFull(t, p)
+	return err
+}
+
 // startNative starts a guest process with a kernel that prints, and waits for
 // the first byte.
 func (b *bench) startNative(kernel string) (*tiny, error) {
@@ -143,7 +170,7 @@ func (b *bench) startNative(kernel string) (*tiny, error) {
 		err = t.launch(&ctl.Launch{Name: "tiny", CPUs: 1, MemoryMiB: tinyMiB, Kernel: f})
 	}
 	if err == nil {
-		err = t.read(make([]byte, 1))
+		err = t.fill(make([]byte, 1))
 	}
 	if err != nil {
 		t.end()
