@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"vmfs/vmm/native/nativetest"
 )
 
 // bootSector says "booted from X" through the BIOS, X being the first hex
@@ -51,4 +53,13 @@ func bootable(ts *testscript.TestScript, neg bool, args []string) {
 	binary.LittleEndian.PutUint32(catalog[0x28:], 20)
 	copy(cd[20*sector:], bootSector)
 	ts.Check(os.WriteFile(args[1], cd, 0o644))
+}
+
+// halting FILE writes a kernel for the native engine that does nothing, which
+// takes no time.
+func halting(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 1, "halting FILE")
+	image, err := nativetest.New().Bytes(0xfa).Hlt().Image() // cli
+	ts.Check(err)
+	ts.Check(os.WriteFile(args[0], image, 0o644))
 }

@@ -110,6 +110,7 @@ func run(t *testing.T, p testscript.Params, flags ...string) {
 		"leaks":    leaks,
 		"held":     heldNow,
 		"bootable": bootable,
+		"halting":  halting,
 		"scribe":   scribe,
 		"watcher":  watcher,
 		"hosts":    hosts,

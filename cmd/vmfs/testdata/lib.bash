@@ -83,13 +83,10 @@ cable() {
 # tables is what the daemon calls its nftables tables.
 tables() { echo "vmfs-$(printf %s "$RUN" | sha256sum | cut -c1-8)"; }
 
-# idle NAME starts a machine and stops its CPUs. On a busy machine an emulated
+# started NAME starts a machine that does not run. On a busy machine an emulated
 # guest process may take longer to start than a start may: the caller tries again.
-idle() {
-	grep -qx paused "$MNT/vm/$1/status" || {
-		echo clear-failed >"$MNT/vm/$1/ctl"
-		grep -qx running "$MNT/vm/$1/status" || echo start >"$MNT/vm/$1/ctl" && echo pause >"$MNT/vm/$1/ctl"
-	}
+started() {
+	grep -qx running "$MNT/vm/$1/status" || { echo clear-failed >"$MNT/vm/$1/ctl"; echo start >"$MNT/vm/$1/ctl"; }
 }
 
 # tree is where the daemon makes cgroups that was started at the root of them,
