@@ -294,13 +294,19 @@ func connect(ts *testscript.TestScript, a, b *host) {
 	ts.Check(b.do("root", fmt.Sprintf(lines, "192.0.2.2", "192.0.2.1", a.name, a.name)))
 }
 
+// beginSSHD is done when it listens, since sshd itself is done before.
+const beginSSHD = `ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key
+mkdir /run/sshd
+/usr/sbin/sshd -f /dev/null -o UsePAM=no -o Subsystem="sftp internal-sftp"
+until ss -Hltn sport = :22 | grep -q .; do sleep 0.1; done`
+
 // sshd HOST USER CLIENT lets the user of a client in at a host, and each know
 // the other.
 func sshd(ts *testscript.TestScript, neg bool, args []string) {
 	arguments(ts, neg, args, 3, "sshd HOST USER CLIENT")
 	s := stageOf(ts)
 	h, user, client := s.hosts[args[0]], args[1], s.hosts[args[2]]
-	ts.Check(h.do("root", `ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key; mkdir /run/sshd; /usr/sbin/sshd -f /dev/null -o UsePAM=no -o Subsystem="sftp internal-sftp"`))
+	ts.Check(h.do("root", beginSSHD))
 	ts.Check(client.do(user, `ssh-keygen -q -t ed25519 -N "" -f ~/.ssh/id_ed25519`))
 	for _, key := range []struct {
 		from, to *host
