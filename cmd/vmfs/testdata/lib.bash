@@ -22,12 +22,12 @@ debian() {
 # up NAME [N] waits until the guest's own programs run, for the N-th time in
 # this launch.
 up() {
-	test "$(timeout 55 grep -a -m"${2-1}" 'userland is up' "$MNT/live/vm/$1/console" | wc -l)" = "${2-1}"
+	test "$(timeout 170 grep -a -m"${2-1}" 'userland is up' "$MNT/live/vm/$1/console" | wc -l)" = "${2-1}"
 }
 
 # ended NAME waits for the launch's end and says how it was.
 ended() {
-	timeout 55 cat "$MNT/live/vm/$1/wait"
+	timeout 170 cat "$MNT/live/vm/$1/wait"
 }
 
 # unchanged LINE runs a line after which every machine is what it was: no
@@ -60,7 +60,7 @@ remote() {
 guest() {
 	local n=$SRANDOM said
 	echo "$2; echo ended \$(($n)) \$?" >"$MNT/live/vm/$1/console"
-	said=$(timeout 40 grep -a -o -m1 "^ended $n [0-9]*" "$MNT/live/vm/$1/console") && return "${said##* }"
+	said=$(timeout 150 grep -a -o -m1 "^ended $n [0-9]*" "$MNT/live/vm/$1/console") && return "${said##* }"
 }
 
 # plugged NAME ADDR SWITCH makes a machine that boots the Debian kernel, with
@@ -87,6 +87,26 @@ tables() { echo "vmfs-$(printf %s "$RUN" | sha256sum | cut -c1-8)"; }
 # guest process may take longer to start than a start may: the caller tries again.
 started() {
 	grep -qx running "$MNT/vm/$1/status" || { echo clear-failed >"$MNT/vm/$1/ctl"; echo start >"$MNT/vm/$1/ctl"; }
+}
+
+# starting LINE runs a line while the machine of this directory is starting, in
+# which something holds it up; anew if it was not for as long as that.
+starting() {
+	local said status starter
+	said=$(mktemp)
+	while :; do
+		echo clear-failed >ctl
+		(echo >do/start) 2>/dev/null & starter=$!
+		until grep -qx starting status || ! kill -0 $starter 2>/dev/null; do sleep 0.02; done
+		bash -c "$1" >"$said" 2>&1 && status=0 || status=$?
+		grep -qx starting status && break
+		wait $starter
+	done
+	echo >do/kill
+	wait $starter
+	cat "$said" >&2
+	rm "$said"
+	return $status
 }
 
 # tree is where the daemon makes cgroups that was started at the root of them,
