@@ -239,7 +239,7 @@ func TestHostile(t *testing.T) {
 	tr, _, _ := tree(t)
 	var mu sync.Mutex
 	next := uint32(0)
-	addr, s := serve(t, tr.Root(), Options{Limits: Limits{Write: 500 * time.Millisecond, Frame: 500 * time.Millisecond, Attach: 500 * time.Millisecond}}, func() Peer {
+	addr, s := serve(t, tr.Root(), Options{Limits: Limits{Write: 500 * time.Millisecond, Frame: 5 * time.Second, Attach: 5 * time.Second}}, func() Peer {
 		mu.Lock()
 		defer mu.Unlock()
 		p := Peer{}
