@@ -104,6 +104,9 @@ func (f *fake) host(own string) host {
 }
 
 func (f *fake) open(own, dir string) *Tree {
+	if own+dir == "" {
+		dir = f.root
+	}
 	return open(f.host(own), Options{Records: f.records, Name: "vmfs", Dir: dir})
 }
 
@@ -219,7 +222,7 @@ func TestRefusals(t *testing.T) {
 		want           string
 	}{
 		{"no cgroups", "", "", func(f *fake, h *host) { h.mounts = h.self }, "no cgroups of version 2 are mounted"},
-		{"not at the root's", "", "", func(f *fake, h *host) { f.write("cgroup.subtree_control", "io\n") }, "is the host's"},
+		{"the root", "", "", nil, "is the host's; -cgroup names another"},
 		{"none there", "a", "", func(f *fake, h *host) { f.write("a/cgroup.controllers", "\n") }, "none of the controllers memory, pids, cpu"},
 		{"another's process", "a", "", func(f *fake, h *host) { f.write("a/cgroup.procs", self+"\n1\n") }, "process 1 ("},
 		{"systemd's", "a", "", func(f *fake, h *host) { h.booted = "/" }, "not delegated"},

@@ -3,9 +3,8 @@
 // share of the processors when there are too few.
 //
 // It keeps to what is the daemon's: a cgroup that root names for it, or the
-// one that the daemon was started in, if nobody else is in there and it was
-// delegated where systemd rules; at the root of the hierarchy, a cgroup of its
-// own making. In that it makes a tree that is called after its run directory,
+// one that the daemon was started in, if that is not the root, nobody else is
+// in there, and it was delegated where systemd rules. In that it makes a tree that is called after its run directory,
 // and in the tree a cgroup for each guest. What is somebody else's it leaves
 // as it is, and says why there are no limits then: a host without cgroups
 // still runs guests.

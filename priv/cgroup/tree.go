@@ -118,8 +118,8 @@ func (t *Tree) base() (dir string, leaf bool, err error) {
 	if _, err := t.host.placeOf(own); err != nil {
 		return "", false, err
 	}
-	if isRoot(own) {
-		return own, false, nil
+	if isRoot(own) { // where priv may make nothing, without the right to pass over modes
+		return "", false, fmt.Errorf("%s is the host's; -cgroup names another", own)
 	}
 	if up := filepath.Dir(own); filepath.Base(own) == leafName && !isRoot(up) {
 		// Since the last time, or by systemd's DelegateSubgroup.
@@ -172,19 +172,11 @@ func called(pid string) string {
 	return " (" + strings.TrimSpace(string(name)) + ")"
 }
 
-// arrange makes a cgroup one that limits its children. At the root nothing is
-// changed: whoever arranged this host did it, or there are no limits.
+// arrange makes a cgroup one that limits its children.
 func (t *Tree) arrange(base string, leaf bool, others []madeTree) error {
 	have, err := words(base, "cgroup.subtree_control")
 	if err != nil {
 		return err
-	}
-	if isRoot(base) {
-		t.limiting = slices.DeleteFunc(t.limiting, func(c string) bool { return !slices.Contains(have, c) })
-		if len(t.limiting) == 0 {
-			return fmt.Errorf("%s/cgroup.subtree_control has none of %s, and is the host's", base, strings.Join(controllers, ", "))
-		}
-		return t.records.writeTrees(append(others, t.madeTree))
 	}
 	for _, c := range t.limiting {
 		if !slices.Contains(have, c) {

@@ -109,7 +109,7 @@ starting() {
 	return $status
 }
 
-# tree is where the daemon makes cgroups that was started at the root of them,
+# tree is where a daemon makes cgroups that has /sys/fs/cgroup/machines for them,
 # and group NAME the cgroup of a machine there.
-tree() { echo "/sys/fs/cgroup/$(tables)"; }
+tree() { echo "/sys/fs/cgroup/machines/$(tables)"; }
 group() { echo "$(tree)/vm-$(sed -n 's/^id //p' "$MNT/vm/$1/info")"; }
