@@ -138,6 +138,7 @@ func TestUnpackerHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := role("unpack", decimal(confine.UnpackUID), "4096")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	conn, err := startRole(cmd)
 	if err != nil {
 		t.Fatal(err)

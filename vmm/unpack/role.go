@@ -15,7 +15,8 @@ import (
 )
 
 // Main is the main of the role; its socket is descriptor 3, its arguments are
-// UID LIMIT: who it becomes, and how many bytes it may make. It returns the
+// UID LIMIT: who it becomes, and how many bytes it may make. It has to be in a
+// process group of its own, the priority of which it lowers. It returns the
 // exit status.
 //
 // Its parent says
@@ -97,6 +98,8 @@ func bounds(limit uint64) []bound {
 	}
 }
 
+const niceness = 10
+
 type bound struct {
 	what  int
 	limit uint64
@@ -105,6 +108,11 @@ type bound struct {
 
 // drop gives up all but what the table says, with no path at all.
 func drop(uid uint32, limit int64) error {
+	// Nobody waits for it: the start that it was begun for goes first. Its
+	// process group is its own, and so has all its threads and nobody else's.
+	if err := unix.Setpriority(unix.PRIO_PGRP, 0, niceness); err != nil {
+		return fmt.Errorf("unpack: priority: %w", err)
+	}
 	for _, b := range bounds(uint64(limit)) {
 		var have unix.Rlimit
 		if err := unix.Getrlimit(b.what, &have); err != nil {

@@ -63,6 +63,7 @@ func run(t *testing.T, limit int64, files ...*os.File) (wire.Message, int64) {
 	const uid = 1899999997
 	cmd := exec.Command(path, strconv.Itoa(uid), strconv.FormatInt(limit, 10))
 	cmd.ExtraFiles = []*os.File{child}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
