@@ -54,6 +54,9 @@ func TestOpenRace(t *testing.T) {
 			o := newOpeners([]string{y.at("images")})
 			for opened, refused := 0, 0; opened < 4 || refused < 4; {
 				files, _, err := o.open(context.Background(), c.uid, []ctl.Want{raw(y.at("place/a") + c.below)})
+				if refused+opened > 1000 {
+					t.Fatalf("%d opened, %d refused, the last by %v: that is no race", opened, refused, err)
+				}
 				if err != nil {
 					refused++
 					continue
