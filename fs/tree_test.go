@@ -282,7 +282,7 @@ func interrupt(t *testing.T, f func(ctx context.Context) error) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("interrupted: got %v", err)
 		}
-	case <-time.After(time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("an interrupt did not end it")
 	}
 }

@@ -149,6 +149,7 @@ func TestRace(t *testing.T) {
 		}
 	})
 	var read, lost uint64
+	some := make(chan struct{}, 1)
 	var mu sync.Mutex
 	for range 2 {
 		wg.Go(func() {
@@ -174,10 +175,20 @@ func TestRace(t *testing.T) {
 				}
 				skipped += at - pos
 				pos = at + uint64(n)
+				if n > 0 {
+					select {
+					case some <- struct{}{}:
+					default:
+					}
+				}
 			}
 		})
 	}
-	time.Sleep(300 * time.Millisecond)
+	select {
+	case <-some:
+		time.Sleep(300 * time.Millisecond)
+	case <-time.After(time.Minute):
+	}
 	close(stop)
 	wg.Wait()
 	if read == 0 {
@@ -198,7 +209,7 @@ func TestChanged(t *testing.T) {
 		w.Write([]byte("x"))
 		select {
 		case <-changed:
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the reader was not told")
 		}
 	}
@@ -230,7 +241,7 @@ func TestFullBell(t *testing.T) {
 	go func() { w.Write([]byte("x")); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("Write waits for a reader")
 	}
 }

@@ -47,7 +47,7 @@ func next(t testing.TB, q *virtiotest.Queue) virtiotest.Used {
 // configuration interrupt, and is why.
 func needsReset(t testing.TB, d *virtiotest.Driver) error {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); d.Load(virtiotest.InterruptStatus)&2 == 0; {
+	for deadline := time.Now().Add(time.Minute); d.Load(virtiotest.InterruptStatus)&2 == 0; {
 		if time.Now().After(deadline) {
 			t.Fatalf("no configuration interrupt; status %#x", d.Load(virtiotest.Status))
 		}

@@ -236,7 +236,7 @@ func TestNetConfig(t *testing.T) {
 	n.tx.Add(virtiotest.Buf{Addr: addr, Len: 100})
 	n.tx.Kick()
 	next(t, n.tx)
-	for deadline := time.Now().Add(10 * time.Second); pending(t, n.wire); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); pending(t, n.wire); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("without a link, packets are not taken off the wire")
 		}

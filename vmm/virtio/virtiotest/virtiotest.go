@@ -315,7 +315,7 @@ func (q *Queue) Kick() bool {
 }
 
 // patience is how long a driver waits for an interrupt.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // Used is a chain that the device gave back.
 type Used struct {
