@@ -138,7 +138,7 @@ func (b *bridge) attr(ctx context.Context, n fs.Node, out *gofuse.AttrOut) gofus
 	}
 	attr, err := n.Attr(ctx)
 	if err != nil {
-		return stale(ctx, n, err)
+		return status(err)
 	}
 	out.SetTimeout(b.timeout)
 	fill(&out.Attr, &attr)
@@ -158,7 +158,11 @@ func (b *bridge) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofu
 			return stale(ctx, n, err)
 		}
 	}
-	return b.attr(ctx, n, out)
+	code := b.attr(ctx, n, out)
+	if code == gofuse.ENOENT {
+		return stale(ctx, n, syscall.ENOENT)
+	}
+	return code
 }
 
 func accessChange(in *gofuse.SetAttrIn) (c ctl.AccessChange, some bool) {
