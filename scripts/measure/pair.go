@@ -142,7 +142,7 @@ func (b *bench) nativeInside(tap, disk *os.File, initrd, cmdline string) (func()
 	if err != nil {
 		return nil, err
 	}
-	err = t.launchLinux(b.dir+"/vmlinux", initrd, &ctl.Launch{
+	err = t.launchLinux(b.dir+"/vmlinuz", initrd, &ctl.Launch{
 		Cmdline: cmdline,
 		Disks:   []ctl.LaunchDisk{{Images: ctl.Opened{{File: disk, Format: "raw"}}}},
 		NICs:    []ctl.LaunchNIC{{MAC: guestMAC(1), Tap: tap}},
@@ -156,7 +156,7 @@ func (b *bench) nativeInside(tap, disk *os.File, initrd, cmdline string) (func()
 
 func (b *bench) microvmInside(tap, disk *os.File, initrd, cmdline string) (func(), error) {
 	args := append(microvmLinux[:len(microvmLinux):len(microvmLinux)],
-		"-kernel", b.dir+"/vmlinux", "-initrd", initrd, "-append", cmdline,
+		"-kernel", b.dir+"/vmlinuz", "-initrd", initrd, "-append", cmdline,
 		"-blockdev", "driver=file,node-name=f,filename="+disk.Name(), "-blockdev", "driver=raw,node-name=d,file=f",
 		"-device", "virtio-blk-device,drive=d",
 		"-netdev", "tap,id=n,fd=3", "-device", "virtio-net-device,netdev=n,mac="+guestMAC(2).String())
