@@ -38,12 +38,11 @@ const block = 4096
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("inside: ")
-	if err := run(); err != nil {
-		log.Print(err)
-	}
+	log.Print(run())
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
+// run returns when something failed, with that.
 func run() error {
 	if err := unix.Mount("dev", "/dev", "devtmpfs", 0, ""); err != nil {
 		return fmt.Errorf("/dev: %w", err)
