@@ -150,10 +150,11 @@ var errFrame = errors.New("a message of a size that cannot be")
 // frame reads a message. It is good until the next one is read, but for one
 // longer than inBuffer, which nobody uses again.
 func (c *conn) frame() ([]byte, error) {
-	if _, err := c.in.Peek(1); err != nil {
+	_, err := c.in.Peek(1)
+	if err != nil {
 		return nil, err
 	}
-	p, err := c.in.Peek(c.in.Buffered())
+	p, _ := c.in.Peek(c.in.Buffered())
 	whole := len(p) >= 4 && uint64(len(p)) >= uint64(number4(p))
 	if !whole {
 		c.endTurn()
