@@ -128,6 +128,16 @@ func (d *definition) text() string {
 	return b.String()
 }
 
+// understood refuses lines that this program does not know: it would act on
+// half of what was said.
+func (d *definition) understood() error {
+	if len(d.unknown) == 0 {
+		return nil
+	}
+	key, _, _ := strings.Cut(d.unknown[0], " ")
+	return Errorf(syscall.EINVAL, "the definition has %q of a newer vmfs", key)
+}
+
 // parseDefinition reads what text wrote. A line whose key is unknown is kept.
 // What is kept of text is cloned: it would keep the whole of it in memory.
 func parseDefinition(k *kind, text string) (*definition, error) {

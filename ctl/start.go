@@ -216,9 +216,8 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 
 // complete refuses what no engine could start.
 func (d *definition) complete() error {
-	if len(d.unknown) > 0 {
-		key, _, _ := strings.Cut(d.unknown[0], " ")
-		return Errorf(syscall.EINVAL, "the definition has %q of a newer vmfs", key)
+	if err := d.understood(); err != nil {
+		return err
 	}
 	for _, attr := range []string{"initrd", "cmdline"} {
 		if d.get(attr) != "" && d.get("kernel") == "" {

@@ -180,9 +180,8 @@ func (sw *Switch) abandon() {
 
 // raise does the steps of bringing a switch up. Each can be done again.
 func (sw *Switch) raise(ctx context.Context, d *definition) (ifname string, err error) {
-	if len(d.unknown) > 0 {
-		key, _, _ := strings.Cut(d.unknown[0], " ")
-		return "", Errorf(syscall.EINVAL, "the definition has %q of a newer vmfs", key)
+	if err := d.understood(); err != nil {
+		return "", err
 	}
 	host, l := sw.m.Host, sw.link()
 	for _, step := range []struct {
