@@ -1,14 +1,16 @@
 // Measure is the half of scripts/bench that needs a clock: it serves trees of
 // its own, holds each line of the table against its peer, and prints it.
 //
-//	measure DIR DISK MEMORY PAIRS [LINES]
+//	measure [-box] DIR DISK MEMORY PAIRS [LINES]
 //
-// DIR has the programs and the guest: vmfs, vmlinuz, initrd. DISK and MEMORY
+// DIR has the programs and the guest: inside, vmfs, vmfs-guest, vmlinuz, initrd;
+// with -box it is in scripts/testbed, started by itself. DISK and MEMORY
 // are directories for states, the one on a disk, the other on a tmpfs. What is
 // made in all three is the caller's to remove. A single pair of two identical
 // servers measures anything from 0.8 to 1.5, so every line is the median of
-// PAIRS ratios, ours and the peer's taken in turn. LINES is a regular expression
-// for the names of the functions that measure; without it all do.
+// PAIRS ratios, ours and the peer's taken in turn; of fewer where one takes long.
+// LINES is a regular expression for the names of the functions that measure;
+// without it all do.
 package main
 
 import (

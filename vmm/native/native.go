@@ -4,10 +4,11 @@
 // (virtio, serial).
 //
 // A machine here has what a Linux kernel needs to boot by itself and no more:
-// up to 64 CPUs, a serial port that is the console, disks, network cards and
-// a source of entropy by virtio over MMIO, ACPI tables that name all of it,
-// and ways to turn it off. There is no PCI, no firmware, no screen. The
-// interrupt controllers and the timer are the kernel's KVM's.
+// up to 64 CPUs, a serial port that is the console, disks, network cards, a
+// source of entropy and, for a command line that names it, a second console by
+// virtio over MMIO, ACPI tables that name all of it, and ways to turn it off.
+// There is no PCI, no firmware, no screen. The interrupt controllers and the
+// timer are the kernel's KVM's.
 //
 // It trusts its caller's files to be what they are given as, and nothing that
 // the guest does: the devices check, and what a CPU cannot do ends the machine
