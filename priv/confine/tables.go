@@ -112,7 +112,6 @@ var Unpack = Role{
 	},
 	Default: Deny,
 	Calls: lines(never, goRuntime, []Calls{
-		{"memfd_create", Allow, nil, "the kernel that comes out"},
 		{"sendmsg recvmsg", Allow, nil, "the request with its file, the answer with that kernel"},
 		{"getsockname getpeername getsockopt shutdown", Allow, nil, "the runtime's handling of the one socket"},
 	}),

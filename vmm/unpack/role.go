@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -57,19 +58,37 @@ func serve(conn *wire.Conn, args []string) (*os.File, int64, error) {
 	if err := drop(uid, limit); err != nil {
 		return nil, 0, err
 	}
-	m, err := conn.Recv()
+	out, err := newMemory()
 	if err != nil {
 		return nil, 0, err
 	}
+	n, err := fill(conn, out, limit)
+	if err != nil {
+		out.Close()
+		return nil, 0, err
+	}
+	return out, n, nil
+}
+
+// fill takes the request and puts the kernel into out, under the list of
+// calls: who takes the process over by the file has that one memory file.
+func fill(conn *wire.Conn, out *os.File, limit int64) (int64, error) {
+	if err := confine.Seccomp(confine.Unpack); err != nil {
+		return 0, err
+	}
+	m, err := conn.Recv()
+	if err != nil {
+		return 0, err
+	}
 	defer m.Close()
 	if len(m.Fields) != 1 || m.Fields[0] != "unpack" || len(m.Files) != 1 {
-		return nil, 0, ctl.Errorf(syscall.EINVAL, "unpack: not a request")
+		return 0, ctl.Errorf(syscall.EINVAL, "unpack: not a request")
 	}
 	go func() {
 		conn.Recv() // nothing more is to come
 		os.Exit(1)
 	}()
-	return unpackFile(m.Files[0], limit)
+	return unpackFile(m.Files[0], out, limit)
 }
 
 func parseArgs(args []string) (uid uint32, limit int64, err error) {
@@ -87,15 +106,35 @@ func parseArgs(args []string) (uid uint32, limit int64, err error) {
 	return uint32(id), limit, nil
 }
 
-// bounds are the process's limits.
-func bounds(limit uint64) []bound {
-	return []bound{
+// bounds are the limits of a process that has size bytes of addresses already,
+// most of which Go's runtime only reserves.
+func bounds(limit, size uint64) []bound {
+	b := []bound{
 		{unix.RLIMIT_CORE, 0, "nobody is to read a crash"},
 		{unix.RLIMIT_CPU, 60, "seconds; the slowest format takes two"},
 		{unix.RLIMIT_DATA, 2*limit + 192<<20, "zstd has the file and what comes out in memory; the runtime takes 64 MiB at a time"},
+		{unix.RLIMIT_AS, size + 2*limit + 320<<20, "the same: shared memory, and what is only read again, is no data"},
 		{unix.RLIMIT_FSIZE, limit, "the memory file, a second time"},
 		{unix.RLIMIT_NOFILE, 16, "the socket, two files, the runtime's"},
 	}
+	if os.Geteuid() == 0 { // else it counts all that the user runs
+		b = append(b, bound{unix.RLIMIT_NPROC, 1024, "threads of all unpackers, one for each CPU"})
+	}
+	return b
+}
+
+// addresses is the size of this process's address space, in bytes.
+func addresses() (uint64, error) {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, fmt.Errorf("unpack: %w", err)
+	}
+	pages, _, _ := strings.Cut(string(text), " ")
+	n, err := strconv.ParseUint(pages, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("unpack: /proc/self/statm: %w", err)
+	}
+	return n * uint64(os.Getpagesize()), nil
 }
 
 const niceness = 10
@@ -106,14 +145,19 @@ type bound struct {
 	why   string
 }
 
-// drop gives up all but what the table says, with no path at all.
+// drop gives up all but what the table says, with no path at all. The calls
+// are left for fill.
 func drop(uid uint32, limit int64) error {
 	// Nobody waits for it: the start that it was begun for goes first. Its
 	// process group is its own, and so has all its threads and nobody else's.
 	if err := unix.Setpriority(unix.PRIO_PGRP, 0, niceness); err != nil {
 		return fmt.Errorf("unpack: priority: %w", err)
 	}
-	for _, b := range bounds(uint64(limit)) {
+	size, err := addresses()
+	if err != nil {
+		return err
+	}
+	for _, b := range bounds(uint64(limit), size) {
 		var have unix.Rlimit
 		if err := unix.Getrlimit(b.what, &have); err != nil {
 			return fmt.Errorf("unpack: limit %d: %w", b.what, err)
@@ -134,32 +178,21 @@ func drop(uid uint32, limit int64) error {
 			return err
 		}
 	}
-	if err := confine.Landlock(nil); err != nil {
-		return err
-	}
-	return confine.Seccomp(confine.Unpack)
+	return confine.Landlock(nil)
 }
 
-// unpackFile makes the sealed memory file of a bzImage. The caller closes it.
-func unpackFile(kernel *os.File, limit int64) (*os.File, int64, error) {
+// unpackFile unpacks a bzImage into a memory file, and seals that.
+func unpackFile(kernel, out *os.File, limit int64) (int64, error) {
 	size, err := fileSize(kernel)
 	if err != nil {
-		return nil, 0, err
-	}
-	out, err := newMemory()
-	if err != nil {
-		return nil, 0, err
+		return 0, err
 	}
 	// Its own methods are hidden, so that nothing but write(2) is called.
 	n, err := Unpack(kernel, size, struct{ io.Writer }{out}, limit)
-	if err == nil {
-		err = seal(out)
-	}
 	if err != nil {
-		out.Close()
-		return nil, 0, err
+		return 0, err
 	}
-	return out, n, nil
+	return n, seal(out)
 }
 
 // newMemory makes a memory file that can be sealed.

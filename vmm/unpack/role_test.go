@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmfs/priv/confine"
 	"vmfs/priv/wire"
 	"vmfs/vmm/boot"
 	"vmfs/vmm/ram"
@@ -51,6 +53,21 @@ func TestMain(m *testing.M) {
 // memory that the process had, in MiB.
 func run(t *testing.T, limit int64, files ...*os.File) (wire.Message, int64) {
 	t.Helper()
+	conn, cmd := start(t, limit)
+	sendErr := conn.Send(files, "unpack")
+	m, err := conn.Recv()
+	cmd.Wait()
+	if err != nil || sendErr != nil {
+		t.Fatalf("%v, %v, %v", sendErr, err, cmd.ProcessState)
+	}
+	t.Cleanup(m.Close)
+	return m, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss >> 10
+}
+
+// start starts the role, which then waits for its request or for the test's
+// end.
+func start(t *testing.T, limit int64) (*wire.Conn, *exec.Cmd) {
+	t.Helper()
 	path, err := program()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +76,7 @@ func run(t *testing.T, limit int64, files ...*os.File) (wire.Message, int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
 	const uid = 1899999997
 	cmd := exec.Command(path, strconv.Itoa(uid), strconv.FormatInt(limit, 10))
 	cmd.ExtraFiles = []*os.File{child}
@@ -69,14 +86,50 @@ func run(t *testing.T, limit int64, files ...*os.File) (wire.Message, int64) {
 		t.Fatal(err)
 	}
 	child.Close()
-	sendErr := conn.Send(files, "unpack")
-	m, err := conn.Recv()
-	cmd.Wait()
-	if err != nil || sendErr != nil {
-		t.Fatalf("%v, %v, %v", sendErr, err, cmd.ProcessState)
+	return conn, cmd
+}
+
+// What it may use is bounded before it reads anything, whatever it is made to
+// do: there are no more memory files, and addresses for all other memory.
+func TestRoleBounds(t *testing.T) {
+	conn, cmd := start(t, 4<<20)
+	defer func() { conn.Close(); cmd.Wait() }()
+	of := func(name string) string {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", cmd.Process.Pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
 	}
-	t.Cleanup(m.Close)
-	return m, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss >> 10
+	until(t, "it is under its list of calls", func() bool {
+		status := of("status")
+		return strings.Contains(status, "NoNewPrivs:\t1") && strings.Contains(status, "Seccomp:\t2")
+	})
+	for _, c := range confine.Unpack.Calls {
+		if c.Do == confine.Allow && slices.Contains(strings.Fields(c.Names), "memfd_create") {
+			t.Error("its list has memfd_create")
+		}
+	}
+	limits := of("limits")
+	for _, b := range bounds(4<<20, 0) {
+		name, ok := map[int]string{
+			unix.RLIMIT_CORE: "Max core file size", unix.RLIMIT_CPU: "Max cpu time", unix.RLIMIT_DATA: "Max data size", unix.RLIMIT_AS: "Max address space",
+			unix.RLIMIT_FSIZE: "Max file size", unix.RLIMIT_NOFILE: "Max open files", unix.RLIMIT_NPROC: "Max processes",
+		}[b.what]
+		_, line, found := strings.Cut(limits, "\n"+name)
+		var soft, hard uint64
+		if n, err := fmt.Sscan(line, &soft, &hard); !ok || !found || n != 2 {
+			t.Errorf("%s: %v in\n%s", name, err, limits)
+			continue
+		}
+		most := b.limit
+		if b.what == unix.RLIMIT_AS {
+			most += 2 << 30 // of Go's reserves
+		}
+		if soft != hard || hard > most || hard < min(b.limit, 1) {
+			t.Errorf("%s: %d, at most %d; want %d", name, soft, hard, most)
+		}
+	}
 }
 
 // file is a file with these bytes.
