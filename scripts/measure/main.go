@@ -146,6 +146,10 @@ func measure(boxed bool, only *regexp.Regexp, b *bench) (whole bool) {
 		}
 		return b.print(matching(boxLines, only))
 	}
+	if len(matching(hostLines, only))+len(matching(boxLines, only)) == 0 {
+		fmt.Printf("not measured: no line's name matches %s\n", only)
+		return false
+	}
 	fmt.Printf("%d pairs a line; medians; ratio is ours by the peer's\n\n", b.pairs)
 	fmt.Printf("%-46s %12s %12s %8s %10s\n", "what", "ours", "peer", "ratio", "aim")
 	whole = b.print(matching(hostLines, only))
