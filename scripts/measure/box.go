@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"vmfs/ctl"
-	"vmfs/vmm/kvm"
 	"vmfs/vmm/unpack"
 )
 
@@ -52,25 +51,6 @@ func (b *bench) measureBox(only *regexp.Regexp) bool {
 		return false
 	}
 	return true
-}
-
-// idleCPU keeps a CPU that never runs, until the process ends: docs/testbed.md
-// says why.
-func idleCPU() error {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	sys, err := kvm.New(f)
-	if err != nil {
-		return err
-	}
-	vm, err := sys.CreateVM()
-	if err != nil {
-		return err
-	}
-	_, err = vm.CreateVCPU(0)
-	return err
 }
 
 // What both sides of the box's lines boot.

@@ -26,6 +26,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"vmfs/vmm/native/nativetest"
 )
 
 // A line is one row of the table.
@@ -140,10 +142,12 @@ func matching(lines []func(*bench) (line, error), only *regexp.Regexp) []func(*b
 func measure(boxed bool, only *regexp.Regexp, b *bench) (whole bool) {
 	defer b.close()
 	if boxed {
-		if err := idleCPU(); err != nil {
+		idle, err := nativetest.KeepCPU()
+		if err != nil {
 			fmt.Printf("not measured: %v\n", err)
 			return false
 		}
+		defer idle.Close()
 		return b.print(matching(boxLines, only))
 	}
 	if len(matching(hostLines, only))+len(matching(boxLines, only)) == 0 {
