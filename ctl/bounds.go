@@ -38,17 +38,18 @@ func (l *Launch) process() Process {
 			}
 		}
 	}
-	for _, f := range []*os.File{l.Kernel, l.Initrd, l.Firmware, l.Vars} {
-		p.FilesMiB += mebibytes(f)
+	for _, f := range []struct {
+		file *os.File
+		most int // MiB that a guest process copies of it; package vmm refuses more
+	}{{l.Kernel, 256}, {l.Initrd, 2 << 10}, {l.Firmware, 16}, {l.Vars, 16}} {
+		p.FilesMiB += mebibytes(f.file, f.most)
 	}
 	return p
 }
 
-// maxFileMiB is more than any kernel has.
-const maxFileMiB = 16 << 10
-
-// mebibytes is the size of a file, rounded up.
-func mebibytes(f *os.File) int {
+// mebibytes is the size of a file, rounded up, and no more than most: a user
+// can make a file as long as he likes that has no bytes.
+func mebibytes(f *os.File, most int) int {
 	if f == nil {
 		return 0
 	}
@@ -56,7 +57,7 @@ func mebibytes(f *os.File) int {
 	if err != nil {
 		return 0
 	}
-	return int(min((st.Size()+1<<20-1)>>20, maxFileMiB))
+	return int(min((st.Size()+1<<20-1)>>20, int64(most)))
 }
 
 // learnBounds asks what limits a launch has, once.

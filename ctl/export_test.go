@@ -17,6 +17,9 @@ func (m *Manager) Drop() {
 	m.log.file.Close()
 }
 
+// Process is what a launch asks its host for.
+func (l *Launch) Process() Process { return l.process() }
+
 // The form of a definition in STATE.
 var (
 	ParseSlot = parseSlot
