@@ -4,10 +4,10 @@
 //
 // It keeps to what is the daemon's: a cgroup that root names for it, or the
 // one that the daemon was started in, if that is not the root, nobody else is
-// in there, and it was delegated where systemd rules. In that it makes a tree that is called after its run directory,
-// and in the tree a cgroup for each guest. What is somebody else's it leaves
-// as it is, and says why there are no limits then: a host without cgroups
-// still runs guests.
+// in there, and it was delegated where systemd rules. In that it makes a tree
+// that is called after its run directory, and in the tree a cgroup for each
+// guest. What is somebody else's it leaves as it is, and says why there are no
+// limits then: a host without cgroups still runs guests.
 //
 // Records tell a later daemon what was made, with the kernel's number of each
 // cgroup, so that it ends and removes those and no others. A guest is born in
