@@ -21,6 +21,7 @@ const (
 	cacheLimit   = 128 << 20 // bytes of one
 	cacheInput   = 64 << 20  // bytes of a bzImage; a greater one is not looked at
 	cacheWorkers = 2         // bzImages that are unpacked at a time, of each user one
+	cacheReaders = 16        // bzImages of one user that are read at a time
 	cacheRefused = 256       // that are remembered as not to be unpacked
 )
 
@@ -44,6 +45,7 @@ type Cache struct {
 	kept    []kernel // the last that was asked for last
 	refused map[key]bool
 	working map[uint32]key // by user
+	reading map[uint32]int // how many, by user
 }
 
 // key is what a bzImage is told by. Nothing of it is a user's to choose.
@@ -62,14 +64,20 @@ type kernel struct {
 // Get returns the kernel that is in a bzImage, open for reading, if it is at
 // hand; the caller closes it. Else it returns nil, and may have it the next
 // time. The file stays the caller's, uid is who named it. It may lie where
-// nothing answers: nil is returned then when ctx ends.
+// nothing answers: nil is returned then when ctx ends, and at once when too many
+// of the user's do.
 func (c *Cache) Get(ctx context.Context, uid uint32, bzImage *os.File) *os.File {
+	if !c.enter(uid) {
+		return nil
+	}
 	own, err := unix.FcntlInt(bzImage.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
+		c.leave(uid)
 		return nil
 	}
 	got := make(chan *os.File, 1)
 	go func() {
+		defer c.leave(uid)
 		f := os.NewFile(uintptr(own), bzImage.Name())
 		defer f.Close()
 		got <- c.get(ctx, uid, f)
@@ -84,6 +92,30 @@ func (c *Cache) Get(ctx context.Context, uid uint32, bzImage *os.File) *os.File 
 			}
 		}()
 		return nil
+	}
+}
+
+// enter counts a reader of a user's, for as long as its file holds it up: that
+// may be for good, and it has a thread.
+func (c *Cache) enter(uid uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reading[uid] >= cacheReaders {
+		return false
+	}
+	if c.reading == nil {
+		c.reading = make(map[uint32]int)
+	}
+	c.reading[uid]++
+	return true
+}
+
+// leave is the counterpart of enter.
+func (c *Cache) leave(uid uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reading[uid]--; c.reading[uid] == 0 {
+		delete(c.reading, uid)
 	}
 }
 

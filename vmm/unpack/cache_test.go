@@ -63,7 +63,7 @@ func (u *unpacker) idle() {
 	until(u.t, "idle", func() bool {
 		u.Cache.mu.Lock()
 		defer u.Cache.mu.Unlock()
-		return len(u.working) == 0
+		return len(u.working) == 0 && len(u.reading) == 0
 	})
 }
 
@@ -227,6 +227,30 @@ func TestCacheIsBusy(t *testing.T) {
 	u.idle()
 	if u.count() != 2 || u.get(1002, one) == "" || u.get(1002, two) == "" || u.get(1002, three) != "" {
 		t.Errorf("asked for %q", u.asked)
+	}
+	u.idle()
+}
+
+// Files that do not answer hold up so many readers, and no other user's.
+func TestCacheReaders(t *testing.T) {
+	u := newUnpacker(t)
+	f := file(t, []byte("a kernel"))
+	u.get(1000, f)
+	u.idle()
+	for range cacheReaders {
+		if !u.enter(1000) {
+			t.Fatal("no place for a reader")
+		}
+	}
+	if u.get(1000, f) != "" || u.get(1001, f) == "" {
+		t.Error("one more was read for who has all his places, or none for another")
+	}
+	u.leave(1000)
+	if u.get(1000, f) == "" {
+		t.Error("no place again")
+	}
+	for range cacheReaders - 1 {
+		u.leave(1000)
 	}
 	u.idle()
 }
