@@ -2,6 +2,7 @@ package priv
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -222,7 +223,7 @@ func (g *guests) launch(p ctl.Process) (int, error) {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
 	err = g.start(p.ID, cmd)
-	if err != nil && group != nil && cmd.Process == nil {
+	if err != nil && group != nil && cmd.Process == nil && !full(err) {
 		// A host can have cgroups and let nobody be born in them.
 		if err := g.cgroups.Without(p.ID, "no process can be started in it: "+err.Error()); err != nil {
 			return 0, err
@@ -235,6 +236,10 @@ func (g *guests) launch(p ctl.Process) (int, error) {
 	}
 	return cmd.Process.Pid, nil
 }
+
+// full reports whether a process was not started because there are too many, or
+// too little memory: those are limits, and no reason to go past them.
+func full(err error) bool { return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ENOMEM) }
 
 // start starts the process and records it, or neither.
 func (g *guests) start(id uint32, cmd *exec.Cmd) error {
