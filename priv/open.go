@@ -57,7 +57,7 @@ func (o *openers) whois(ctx context.Context, uid uint32) (groups string, err err
 		return "", err
 	}
 	defer m.Close()
-	fields, err := parseSaid(m.Fields, len(m.Files))
+	fields, err := parseSaid("whois", m.Fields, len(m.Files))
 	if err != nil {
 		return "", err
 	}
@@ -155,16 +155,16 @@ func askOpener(conn *wire.Conn, what string, request []string) (wire.Message, er
 
 // parseAnswer reads an opener's answer to open, and returns what is behind ok.
 func parseAnswer(fields []string, files, wants int) ([]string, error) {
-	fields, err := parseSaid(fields, files)
+	fields, err := parseSaid("open", fields, files)
 	if err == nil {
 		_, err = parseOpened(fields, files, wants)
 	}
 	return fields, err
 }
 
-// parseSaid reads what an opener said, which has a user's rights and so may be
-// that user's.
-func parseSaid(fields []string, files int) ([]string, error) {
+// parseSaid reads what a process said that has a user's rights or has read his
+// files, and so may be his. It returns what is behind ok.
+func parseSaid(verb string, fields []string, files int) ([]string, error) {
 	switch {
 	case len(fields) == 3 && fields[0] == "error" && files == 0:
 		if errno := wire.ErrnoNamed(fields[1]); errno != 0 {
@@ -173,7 +173,7 @@ func parseSaid(fields []string, files int) ([]string, error) {
 	case fields[0] == "ok":
 		return fields[1:], nil
 	}
-	return nil, errOpened
+	return nil, errAnswer(verb)
 }
 
 // startRole starts another role with one end of a socket as descriptor 3.

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"vmfs/ctl"
 	"vmfs/priv/confine"
@@ -157,7 +156,7 @@ func parseOpened(fields []string, files, wants int) ([][]string, error) {
 	return opened, nil
 }
 
-var errOpened = ctl.Errorf(syscall.EPROTO, "open: the answer is not one")
+var errOpened = errAnswer("open")
 
 // openedMessage is the inverse of parseOpened, with the files.
 func openedMessage(opened []ctl.Opened) (files []*os.File, fields []string) {

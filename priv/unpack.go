@@ -108,16 +108,14 @@ func askUnpacker(conn *wire.Conn, bzImage *os.File) (*os.File, error) {
 		return nil, ctl.Errorf(syscall.EIO, "unpack: the process ended: %v", err)
 	}
 	defer m.Close()
-	f := m.Fields
-	switch {
-	case len(f) == 3 && f[0] == "error" && len(m.Files) == 0:
-		if errno := wire.ErrnoNamed(f[1]); errno != 0 {
-			return nil, &ctl.Error{Errno: errno, Reason: oneLine(clip(f[2]))}
-		}
-	case len(f) == 2 && f[0] == "ok" && len(m.Files) == 1:
-		return m.Take(0), nil
+	fields, err := parseSaid(verbUnpack, m.Fields, len(m.Files))
+	if err != nil {
+		return nil, err
 	}
-	return nil, errAnswer(verbUnpack)
+	if len(fields) != 1 || len(m.Files) != 1 {
+		return nil, errAnswer(verbUnpack)
+	}
+	return m.Take(0), nil
 }
 
 func parseUnpack(args []string) (act, error) {
