@@ -21,6 +21,7 @@ box_packages="base-files base-passwd bash bsdutils busybox-static coreutils
 # hardware of real machines.
 box_modules="arch crypto lib virt
 	net
+	drivers/acpi/button.ko drivers/input/evdev.ko
 	fs/9p fs/ext4 fs/fscache fs/fuse fs/jbd2 fs/mbcache.ko fs/netfs fs/overlayfs
 	drivers/block drivers/char drivers/crypto/ccp drivers/net/bonding
 	drivers/net/ipvlan drivers/net/vxlan drivers/vhost drivers/virtio"
@@ -122,6 +123,8 @@ box_root() {
 		tar -C / --no-recursion -cf - -T "$box/files.new" | tar -xf - -C "$tmp"
 		mkdir "$tmp/usr/lib/modules"
 		cp -a "$modules" "$tmp/usr/lib/modules/"
+		mkdir "$tmp/boot"
+		cp "$box/vmlinuz-${modules##*/}" "$tmp/boot/"
 		configure "$tmp"
 		rm -f "$box"/root-*
 		mke2fs -q -t ext4 -E lazy_itable_init=0,lazy_journal_init=0 -d "$tmp" "$box/root.new" 2G >/dev/null ||

@@ -113,3 +113,10 @@ starting() {
 # and group NAME the cgroup of a machine there.
 tree() { echo "/sys/fs/cgroup/machines/$(tables)"; }
 group() { echo "$(tree)/vm-$(sed -n 's/^id //p' "$MNT/vm/$1/info")"; }
+
+# unpacked NAME has the kernel of a machine unpacked, which the daemon keeps;
+# starting it is not done at the first try on every host.
+unpacked() {
+	started "$1" && ! pgrep -f '^vmfs unpack' >/dev/null &&
+		echo kill >"$MNT/vm/$1/ctl" && echo clear-failed >"$MNT/vm/$1/ctl"
+}
