@@ -138,6 +138,13 @@ func spawn(t *testing.T, accel string) *process {
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET |
 			syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
 	}
+	p.start(t)
+	return p
+}
+
+// start starts the process, and ends it with the test.
+func (p *process) start(t *testing.T) {
+	t.Helper()
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +156,6 @@ func spawn(t *testing.T, accel string) *process {
 			t.Logf("the guest process said: %s", p.log.String())
 		}
 	})
-	return p
 }
 
 // openUp lets others into the directories that a test makes.

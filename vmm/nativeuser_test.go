@@ -81,17 +81,7 @@ func spawnOrdinary(t *testing.T, jailed bool) *process {
 	} else {
 		p.cmd.Args = append(p.cmd.Args, wordUnjailed+"this is a test")
 	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { p.cmd.Wait(); close(p.exited) }()
-	t.Cleanup(func() {
-		p.cmd.Process.Kill()
-		<-p.exited
-		if t.Failed() && p.log.Len() > 0 {
-			t.Logf("the guest process said: %s", p.log.String())
-		}
-	})
+	p.start(t)
 	return p
 }
 
