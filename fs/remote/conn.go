@@ -18,6 +18,7 @@ import (
 
 // How long a server may take, and how much may wait for it.
 const (
+	patience   = time.Second      // to answer, interrupted, what waits for nothing
 	flushTime  = time.Second      // to say what became of what was interrupted
 	writeTime  = 30 * time.Second // to take what is sent
 	aliveEvery = 15 * time.Second // to say anything at all, twice
@@ -320,9 +321,29 @@ func (c *conn) rpc(ctx context.Context, limit time.Duration, frame []byte, undo 
 	case <-c.dead:
 		return nil, errAborted
 	case <-ctx.Done():
+		if a, ok := p.soon(); ok {
+			return c.result(p.kind, a)
+		}
 		return c.interrupt(p, ctx.Err(), undo)
 	case <-expired:
 		return c.interrupt(p, context.DeadlineExceeded, undo)
+	}
+}
+
+// soon is the answer to an interrupted request that the server has no reason
+// to keep waiting. Any signal interrupts a call to the kernel's FUSE, also one
+// that is to end nothing, and no program expects EINTR of a mkdir or a stat.
+func (p *call) soon() (answer, bool) {
+	if p.kind == proto.Tread || p.kind == proto.Twrite {
+		return answer{}, false
+	}
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case a := <-p.answer:
+		return a, true
+	case <-t.C:
+		return answer{}, false
 	}
 }
 

@@ -327,6 +327,24 @@ func TestRefusedMeanwhile(t *testing.T) {
 	}
 }
 
+// Nor does it end what the server is about to answer.
+func TestAnsweredMeanwhile(t *testing.T) {
+	ctx, cancel := context.WithCancel(bg)
+	f := newFake(t, map[uint8]reply{
+		proto.Tcreate: func(c *fakeConn, tag uint16, _ []byte) {
+			cancel()
+			time.Sleep(10 * time.Millisecond)
+			c.send(proto.Rerror, tag, append(str("File exists"), le32(int(syscall.EEXIST))...))
+		},
+	})
+	if _, err := f.tree().Root().Mkdir(ctx, ctl.Cred{}, "a", 0o755); !errors.Is(err, syscall.EEXIST) {
+		t.Errorf("got %v", err)
+	}
+	if n := f.requests(proto.Tflush); n != 0 {
+		t.Errorf("%d flushes of what was answered", n)
+	}
+}
+
 // O_NONBLOCK gives what there is, and otherwise end of file.
 func TestNonBlock(t *testing.T) {
 	_, h := opened(t, map[uint8]reply{proto.Tread: never}, fs.Flags{Read: true, NonBlock: true})
