@@ -43,19 +43,27 @@ func Mount(t testing.TB, dir string, maxRead int) (dev string) {
 	return fmt.Sprintf("/dev/fd/%d", fd)
 }
 
+// Insist makes a system call until no signal interrupts it. A read or a write of
+// these trees may end with EINTR, and the runtime sends signals of its own to
+// the threads of a test.
+func Insist(call func() (int, error)) (n int, err error) {
+	for err = syscall.EINTR; err == syscall.EINTR; {
+		n, err = call()
+	}
+	return n, err
+}
+
 // NoPoll teaches the kernel that the tree of which path is a file has no poll.
 // The runtime asks with epoll_ctl when it opens a file, and does not take that
 // for a call that can wait: in a process that also serves the tree it can hang.
 func NoPoll(t testing.TB, path string) {
 	t.Helper()
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := Insist(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	for err = unix.EINTR; err == unix.EINTR; {
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000)
-	}
+	_, err = Insist(func() (int, error) { return unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +178,7 @@ func send(f *os.File, text string) error {
 	var n int
 	var werr error
 	err = c.Write(func(fd uintptr) bool {
-		n, werr = syscall.Write(int(fd), []byte(text))
+		n, werr = Insist(func() (int, error) { return syscall.Write(int(fd), []byte(text)) })
 		return true
 	})
 	switch {

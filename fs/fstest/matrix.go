@@ -444,7 +444,7 @@ func (a *caller) Open(path string, read, write bool) error {
 		flags = syscall.O_WRONLY
 	}
 	return a.do(path, func(path string) error {
-		fd, err := syscall.Open(path, flags|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		fd, err := Insist(func() (int, error) { return syscall.Open(path, flags|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0) })
 		if err != nil {
 			return err
 		}
@@ -454,12 +454,12 @@ func (a *caller) Open(path string, read, write bool) error {
 
 func (a *caller) Write(path, text string) error {
 	return a.do(path, func(path string) error {
-		fd, err := syscall.Open(path, syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
+		fd, err := Insist(func() (int, error) { return syscall.Open(path, syscall.O_WRONLY|syscall.O_CLOEXEC, 0) })
 		if err != nil {
 			return err
 		}
 		defer syscall.Close(fd)
-		_, err = syscall.Write(fd, []byte(text))
+		_, err = Insist(func() (int, error) { return syscall.Write(fd, []byte(text)) })
 		return err
 	})
 }

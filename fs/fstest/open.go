@@ -67,7 +67,7 @@ func openAs(t *testing.T, uid int, path string) *os.File {
 // signals come at the same time; what the reads give is every event once.
 func Interrupts(t *testing.T, dir string) {
 	vm := machine(t, dir)
-	fd, err := syscall.Open(live(vm)+"/events", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	fd, err := Insist(func() (int, error) { return syscall.Open(live(vm)+"/events", syscall.O_RDONLY|syscall.O_CLOEXEC, 0) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -311,12 +311,14 @@ func Waits(t *testing.T, dir string) {
 		if d := interrupted(t, path); d > interruptTime {
 			t.Errorf("%s: a read ended %v after its interrupt", path, d)
 		}
-		fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		fd, err := Insist(func() (int, error) {
+			return syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer syscall.Close(fd)
-		if n, err := syscall.Read(fd, make([]byte, 4096)); n != 0 || err != nil {
+		if n, err := Insist(func() (int, error) { return syscall.Read(fd, make([]byte, 4096)) }); n != 0 || err != nil {
 			t.Errorf("%s, O_NONBLOCK: got %d bytes, %v, want an end of file", path, n, err)
 		}
 	}
@@ -470,7 +472,7 @@ func Refused(t *testing.T, dir string) {
 		fails(t, "rename "+path, syscall.Rename(path, vm+"/other"), moved...)
 	}
 	for _, in := range []string{dir, dir + "/vm", vm, vm + "/do", vm + "/disk", live(vm)} {
-		fd, err := syscall.Open(in+"/new", syscall.O_CREAT|syscall.O_WRONLY, 0o644)
+		fd, err := Insist(func() (int, error) { return syscall.Open(in+"/new", syscall.O_CREAT|syscall.O_WRONLY, 0o644) })
 		if err == nil {
 			syscall.Close(fd)
 		}
@@ -545,16 +547,16 @@ func Removed(t *testing.T, dir string) {
 		}
 	}
 	for _, f := range files {
-		_, err := syscall.Read(int(f.Fd()), make([]byte, 64))
+		_, err := Insist(func() (int, error) { return syscall.Read(int(f.Fd()), make([]byte, 64)) })
 		fails(t, "read of "+f.Name(), err, syscall.ENOENT)
-		_, err = syscall.Write(int(f.Fd()), []byte("1\n"))
+		_, err = Insist(func() (int, error) { return syscall.Write(int(f.Fd()), []byte("1\n")) })
 		fails(t, "write of "+f.Name(), err, syscall.ENOENT)
 	}
 	if err := syscall.Mkdir(vm, 0o755); err != nil {
 		t.Errorf("mkdir of the same name: %v", err)
 	}
 	reads(t, vm+"/status", "stopped\n")
-	_, err := syscall.Write(int(files[0].Fd()), []byte("9\n"))
+	_, err := Insist(func() (int, error) { return syscall.Write(int(files[0].Fd()), []byte("9\n")) })
 	fails(t, "write to the former machine's file", err, syscall.ENOENT)
 	reads(t, vm+"/cpus", "1\n")
 	set(t, vm+"/ctl", "remove\n")

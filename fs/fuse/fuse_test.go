@@ -146,12 +146,12 @@ func mount(t *testing.T, root fs.Dir, o Options) (string, *Server) {
 // The calls of a test are plain system calls: package os would poll.
 
 func writeFile(path string, p []byte) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := fstest.Insist(func() (int, error) { return unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	n, err := unix.Write(fd, p)
+	n, err := fstest.Insist(func() (int, error) { return unix.Write(fd, p) })
 	if err == nil && n != len(p) {
 		err = errors.New("a short write")
 	}
@@ -159,13 +159,13 @@ func writeFile(path string, p []byte) error {
 }
 
 func readFile(path string) (string, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := fstest.Insist(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return "", err
 	}
 	defer unix.Close(fd)
 	p := make([]byte, 100)
-	n, err := unix.Read(fd, p)
+	n, err := fstest.Insist(func() (int, error) { return unix.Read(fd, p) })
 	return string(p[:max(0, n)]), err
 }
 

@@ -152,7 +152,7 @@ func TestSlowStart(t *testing.T) {
 	}
 
 	// Not with echo, which may write again when a write was interrupted.
-	fd, err := unix.Open(vm+"/do/start", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := fstest.Insist(func() (int, error) { return unix.Open(vm+"/do/start", unix.O_WRONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/fs"
+	"vmfs/fs/fstest"
 )
 
 // sizedFile is a file with a size and a time.
@@ -24,7 +25,7 @@ func TestFsync(t *testing.T) {
 	root.files["f"] = &memFile{ino: 2}
 	dir, _ := mount(t, root, Options{Log: t.Logf})
 	for _, path := range []string{"/f", "/"} {
-		fd, err := unix.Open(dir+path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := fstest.Insist(func() (int, error) { return unix.Open(dir+path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +46,7 @@ func TestTruncation(t *testing.T) {
 	if err := unix.Stat(dir+"/f", &before); err != nil {
 		t.Fatal(err)
 	}
-	fd, err := unix.Open(dir+"/f", unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0)
+	fd, err := fstest.Insist(func() (int, error) { return unix.Open(dir+"/f", unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		t.Fatal(err)
 	}

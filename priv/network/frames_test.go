@@ -77,7 +77,12 @@ func (s station) hearsWithin(limit time.Duration, payload []byte) bool {
 		if left <= 0 {
 			return false
 		}
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.tap.Fd()), Events: unix.POLLIN}}, int(left)); err != nil || n == 0 {
+		switch n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.tap.Fd()), Events: unix.POLLIN}}, int(left)); {
+		case err == unix.EINTR: // the runtime sends signals of its own
+			continue
+		case err != nil:
+			s.t.Fatal(err)
+		case n == 0:
 			return false
 		}
 		n, err := s.tap.Read(b)

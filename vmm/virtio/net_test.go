@@ -78,6 +78,15 @@ func (n *nic) send(p []byte) {
 	}
 }
 
+// wireRead reads what the guest sent. A read that has a limit is not begun
+// again when a signal ends it, and the runtime sends signals of its own.
+func (n *nic) wireRead(p []byte) (k int, err error) {
+	for err = unix.EINTR; err == unix.EINTR; {
+		k, err = unix.Read(n.wire, p)
+	}
+	return k, err
+}
+
 func TestNetTransmit(t *testing.T) {
 	n := newNIC(t, virtio.NetConfig{})
 	n.init(n.Offered())
@@ -91,7 +100,7 @@ func TestNetTransmit(t *testing.T) {
 		if u := next(t, n.tx); u.Len != 0 {
 			t.Errorf("%d bytes: %d used, want 0", size, u.Len)
 		}
-		k, err := unix.Read(n.wire, got)
+		k, err := n.wireRead(got)
 		if err != nil || !bytes.Equal(got[:k], want) {
 			t.Errorf("%d bytes: got %d, %v", size, k-12, err)
 		}
@@ -100,7 +109,7 @@ func TestNetTransmit(t *testing.T) {
 	n.tx.Add(virtiotest.Buf{Addr: addr, Len: 65589 + 13})
 	n.tx.Add(virtiotest.Buf{Addr: addr, Len: 100})
 	n.tx.Kick()
-	if k, err := unix.Read(n.wire, got); k != 100 || err != nil {
+	if k, err := n.wireRead(got); k != 100 || err != nil {
 		t.Errorf("behind a packet that is too large: %d bytes, %v", k, err)
 	}
 }
@@ -248,7 +257,7 @@ func TestNetConfig(t *testing.T) {
 		t.Errorf("with the link again: %d bytes, %v", len(got), err)
 	}
 	unix.SetNonblock(n.wire, true)
-	if k, err := unix.Read(n.wire, p[:]); !errors.Is(err, unix.EAGAIN) {
+	if k, err := n.wireRead(p[:]); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("sent without a link: %d bytes, %v", k, err)
 	}
 }

@@ -95,6 +95,9 @@ func sendTap(t *testing.T, n *nic, tap *virtiotest.Tap, frame []byte) {
 	got := make([]byte, 70000)
 	for {
 		k, err := unix.Read(tap.Host, got)
+		if err == unix.EINTR { // as with any read that has a limit
+			continue
+		}
 		if err != nil {
 			t.Fatalf("a frame of %d bytes did not arrive: %v", len(frame)-12, err)
 		}
