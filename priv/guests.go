@@ -16,6 +16,7 @@ import (
 
 	"vmfs/ctl"
 	"vmfs/priv/cgroup"
+	"vmfs/priv/confine"
 )
 
 // endTime is how long the end of a killed process may take.
@@ -279,6 +280,14 @@ func (g *guests) command(p ctl.Process, files []*os.File) *exec.Cmd {
 		as(cmd, g.small)
 	}
 	return cmd
+}
+
+// guestUID is whose the guest of a machine is.
+func (g *guests) guestUID(id uint32) uint32 {
+	if ordinary() {
+		return uint32(os.Geteuid())
+	}
+	return confine.GuestUID + id
 }
 
 // bind makes the socket at which core finds the guest. The guest calls
