@@ -1,13 +1,11 @@
 package ctl
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -112,174 +110,6 @@ func (d *definition) dropOutside() {
 	})
 }
 
-// leaser has the process that answers DHCP, and what it is to answer: the
-// process keeps nothing, and may end.
-type leaser struct {
-	m *Manager
-
-	mu      sync.Mutex // held for as long as a change takes
-	process Lease      // nil if none is needed, or it ended
-	open    map[Link]bool
-	served  map[Link]LeaseService
-	closed  bool // a process that ends is not replaced
-}
-
-// leaseWait is how long a process that ended is not replaced.
-const leaseWait = time.Second
-
-func newLeaser(m *Manager) *leaser {
-	return &leaser{m: m, open: map[Link]bool{}, served: map[Link]LeaseService{}}
-}
-
-// serve answers on a link from now on.
-func (s *leaser) serve(ctx context.Context, l Link, what LeaseService) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	was, had := s.served[l]
-	s.served[l] = what
-	err := s.started(ctx)
-	if err == nil {
-		err = s.tell(ctx, l)
-	}
-	switch {
-	case err == nil:
-		s.tellRest(ctx)
-		return nil
-	case had:
-		s.served[l] = was
-	default:
-		delete(s.served, l)
-	}
-	s.rest()
-	return err
-}
-
-// stop answers on it no more. The process ends with its last link.
-func (s *leaser) stop(ctx context.Context, l Link) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.served, l)
-	if s.process != nil && s.open[l] {
-		if err := s.process.Stop(ctx, l); err != nil {
-			s.m.failed("lease %v: %v", l, err)
-		}
-	}
-	delete(s.open, l)
-	s.rest()
-}
-
-// rest ends a process that has nothing to answer.
-func (s *leaser) rest() {
-	if len(s.served) > 0 || s.process == nil {
-		return
-	}
-	s.process.Close()
-	select { // the Host is to give no process that is about to end
-	case <-s.process.Done():
-	case <-time.After(time.Second):
-	}
-	s.process = nil
-}
-
-// started sees to it that there is a process, which may have to be told all.
-// Called with mu held.
-func (s *leaser) started(ctx context.Context) error {
-	if s.process != nil && !isClosed(s.process.Done()) {
-		return nil
-	}
-	p, err := s.m.Host.Lease(ctx)
-	if err != nil {
-		return err
-	}
-	s.process, s.open = p, map[Link]bool{}
-	go s.watch(p)
-	return nil
-}
-
-// tell says what is answered on a link, with a socket if it has none.
-func (s *leaser) tell(ctx context.Context, l Link) error {
-	if s.open[l] {
-		return s.process.Serve(ctx, l, nil, s.served[l])
-	}
-	f, err := s.m.Host.Listen(ctx, l)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := s.process.Serve(ctx, l, f, s.served[l]); err != nil {
-		return err
-	}
-	s.open[l] = true
-	return nil
-}
-
-// watch replaces a process that ended while it was needed.
-func (s *leaser) watch(p Lease) {
-	<-p.Done()
-	for wait := leaseWait; ; wait = min(2*wait, time.Minute) {
-		s.mu.Lock()
-		needed := s.misses(p)
-		s.mu.Unlock()
-		if !needed {
-			return
-		}
-		s.m.failed("the process that answers DHCP ended; another starts in %v", wait)
-		time.Sleep(wait)
-		if s.again(p) {
-			return
-		}
-	}
-}
-
-// misses reports whether p, which ended, is to be replaced.
-func (s *leaser) misses(p Lease) bool {
-	return !s.closed && len(s.served) > 0 && (s.process == nil || s.process == p)
-}
-
-// close lets the process end without another.
-func (s *leaser) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-}
-
-// again starts a process in the place of p, and tells it all. It reports
-// whether that is done with.
-func (s *leaser) again(p Lease) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.misses(p) {
-		return true
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), netTime)
-	defer cancel()
-	if err := s.started(ctx); err != nil {
-		s.m.failed("lease: %v", err)
-		return false
-	}
-	s.tellRest(ctx)
-	return true
-}
-
-// tellRest says what the process does not know yet.
-func (s *leaser) tellRest(ctx context.Context) {
-	for l := range s.served {
-		if s.open[l] {
-			continue
-		}
-		if err := s.tell(ctx, l); err != nil {
-			s.m.failed("lease %v: %v", l, err)
-		}
-	}
-}
-
-// running reports whether a link is being served.
-func (s *leaser) running(l Link) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.process != nil && !isClosed(s.process.Done()) && s.open[l]
-}
-
 // bindings are what the NICs of a switch get.
 func (d *definition) bindings(ports []port) []LeaseBinding {
 	var list []LeaseBinding
@@ -290,4 +120,91 @@ func (d *definition) bindings(ports []port) []LeaseBinding {
 		}
 	}
 	return list
+}
+
+// allot gives a NIC a lease, if the switch leases.
+func (sw *Switch) allot(p port) error {
+	_, err := sw.rewrite(func(d *definition) (bool, error) { return d.allot(p, time.Now()) })
+	return err
+}
+
+// settle sees to the leases.
+func (sw *Switch) settle(d *definition, _ Cred, now time.Time) error {
+	d.dropOutside()
+	for _, p := range sw.attached() {
+		if _, err := d.allot(p, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget drops the leases that a machine's NICs no longer have.
+func (sw *Switch) forget(vm *VM) {
+	of := func(l lease) bool { return l.vm == vm.serial }
+	if !slices.ContainsFunc(sw.def.Load().leases, of) {
+		return
+	}
+	sw.edit.Lock()
+	defer sw.edit.Unlock()
+	if !sw.Removed() {
+		sw.tidy(of)
+	}
+}
+
+// tidy forgets those of some leases whose NICs are not of the switch any more,
+// and not attached. Called with edit held.
+func (sw *Switch) tidy(some func(l lease) bool) {
+	var stale []lease
+	for _, l := range sw.def.Load().leases {
+		if some(l) && !sw.keeps(l) {
+			stale = append(stale, l)
+		}
+	}
+	if stale == nil {
+		return
+	}
+	_, err := sw.rewrite(func(d *definition) (bool, error) {
+		d.leases = slices.DeleteFunc(d.leases, func(l lease) bool { return slices.Contains(stale, l) })
+		return true, nil
+	})
+	if err != nil {
+		sw.failed(err)
+	}
+}
+
+// keeps reports whether the NIC of a lease is of the switch, or attached to
+// it.
+func (sw *Switch) keeps(l lease) bool {
+	vm, ok := sw.m.vms.serially(l.vm)
+	if !ok {
+		return false
+	}
+	sw.mu.Lock()
+	_, attached := sw.ports[NICLink(vm.id, l.n)]
+	sw.mu.Unlock()
+	return attached || vm.HasPart(Part{"nic", l.n}) && vm.Get(nicAttr(l.n, "switch")) == sw.Name()
+}
+
+// leased is the address that a NIC is leased, with the bits of its network.
+func (sw *Switch) leased(vm *VM, n int) string {
+	d := sw.def.Load()
+	pool, ok := d.pool()
+	i := d.leaseOf(vm.serial, n)
+	if !ok || i < 0 || d.get("dhcp") != "yes" {
+		return ""
+	}
+	return netip.PrefixFrom(d.leases[i].addr, pool.Bits()).String()
+}
+
+// LeasesText is the text of leases: `ADDR MAC VM/N since`, by address.
+func (sw *Switch) LeasesText() string {
+	var b strings.Builder
+	leases := slices.SortedFunc(slices.Values(sw.def.Load().leases), func(a, b lease) int { return a.addr.Compare(b.addr) })
+	for _, l := range leases {
+		if vm, ok := sw.m.vms.serially(l.vm); ok {
+			fmt.Fprintf(&b, "%v %s %s/%d %s\n", l.addr, l.mac, vm.Name(), l.n, stamp(l.since))
+		}
+	}
+	return b.String()
 }

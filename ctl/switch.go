@@ -3,7 +3,6 @@ package ctl
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,21 +30,6 @@ type Switch struct {
 	ifname string // of the bridge; empty if there is none
 	ports  map[Link]port
 }
-
-// port is a NIC that is attached to a switch. It is replaced, not changed.
-type port struct {
-	vm     *VM
-	n      int
-	link   Link
-	ifname string
-	mac    net.HardwareAddr
-	locked bool // by the NIC
-	up     bool
-	groups []string // the NIC's own
-}
-
-// name is how ports and leases call it.
-func (p port) name() string { return fmt.Sprintf("%s/%d", p.vm.Name(), p.n) }
 
 var switches = newKind("switch", "switch", SwitchAttrs)
 
@@ -86,37 +70,6 @@ func (sw *Switch) turn(s State, ifname, reason string) {
 	sw.state, sw.ifname, sw.reason, sw.since = s, ifname, oneLine(reason), time.Now()
 	sw.mu.Unlock()
 	sw.notify(Contents)
-}
-
-// attached are the ports, by name and number.
-func (sw *Switch) attached() []port {
-	sw.mu.Lock()
-	list := make([]port, 0, len(sw.ports))
-	for _, p := range sw.ports {
-		list = append(list, p)
-	}
-	sw.mu.Unlock()
-	slices.SortFunc(list, func(a, b port) int {
-		return byPart(Part{a.vm.Name(), a.n}, Part{b.vm.Name(), b.n})
-	})
-	return list
-}
-
-// book notes a port, in the place of what it was before.
-func (sw *Switch) book(p port) (is bool) {
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	_, was := sw.ports[p.link]
-	sw.ports[p.link] = p
-	return !was
-}
-
-func (sw *Switch) strike(l Link) (p port, was bool) {
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	p, was = sw.ports[l]
-	delete(sw.ports, l)
-	return p, was
 }
 
 // SwitchVerbs are the verbs of a switch.
@@ -251,63 +204,6 @@ func (sw *Switch) uplinked(ctx context.Context, d *definition) error {
 	return sw.m.Host.Uplink(ctx, sw.link(), uplink)
 }
 
-// portsBack attaches the NICs that are attached to a switch and whose
-// interface is not, as after down and up.
-func (sw *Switch) portsBack(ctx context.Context, d *definition, bridge string) error {
-	for _, p := range sw.attached() {
-		s, err := sw.m.Host.Observe(ctx, p.link)
-		if err == nil && s.Master == bridge {
-			continue
-		}
-		if err := sw.rejoin(ctx, d, p); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// rejoin makes a NIC that is attached a port anew, up if it is to be.
-func (sw *Switch) rejoin(ctx context.Context, d *definition, p port) error {
-	err := sw.join(ctx, d, p)
-	if err == nil {
-		err = sw.m.Host.SetUp(ctx, p.link, p.up)
-	}
-	if err != nil {
-		return Errorf(Errno(err), "%s: %v", p.name(), err)
-	}
-	return nil
-}
-
-// groupsBack puts the NICs that are attached into their groups again, from
-// which a flush of the host's ruleset takes them.
-func (sw *Switch) groupsBack(ctx context.Context, d *definition) error {
-	for _, p := range sw.attached() {
-		groups := p.allGroups(d)
-		if len(groups) == 0 {
-			continue
-		}
-		if err := sw.m.Host.Groups(ctx, p.link, groups); err != nil {
-			return Errorf(Errno(err), "%s: %v", p.name(), err)
-		}
-	}
-	return nil
-}
-
-// allGroups are those of a port's NIC and of its switch.
-func (p port) allGroups(d *definition) []string {
-	return union(slices.Clone(p.groups), strings.Fields(d.get("group")))
-}
-
-// join makes a NIC a port of the bridge, with its flags. It is down then.
-func (sw *Switch) join(ctx context.Context, d *definition, p port) error {
-	return sw.m.Host.Attach(ctx, p.link, sw.link(), p.flags(d))
-}
-
-// flags are those of a port of a switch with the definition d.
-func (p port) flags(d *definition) Port {
-	return Port{MAC: p.mac, Locked: p.locked || d.get("locked") == "yes", Isolated: d.get("isolated") == "yes"}
-}
-
 // serve answers DHCP as d says.
 func (sw *Switch) serve(ctx context.Context, d *definition) error {
 	pool, ok := d.pool()
@@ -337,105 +233,6 @@ func (sw *Switch) takeDown(ctx context.Context, who string) error {
 	sw.turn(Down, "", "")
 	if was {
 		sw.event("down", who, "")
-	}
-	return nil
-}
-
-// attach makes a NIC a port, which is down then. A switch that is not up is
-// brought up first.
-func (sw *Switch) attach(ctx context.Context, p port) error {
-	sw.edit.Lock()
-	defer sw.edit.Unlock()
-	if sw.Removed() {
-		return sw.gone()
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := sw.allot(p); err != nil {
-		return err
-	}
-	if !sw.isUp() {
-		if err := sw.bringUp(ctx, "-"); err != nil {
-			return err
-		}
-	}
-	d := sw.def.Load()
-	if err := sw.join(ctx, d, p); err != nil {
-		return err
-	}
-	sw.book(p)
-	if err := sw.serve(ctx, d); err != nil {
-		sw.part(p.link, false)
-		if also := sw.m.Host.Detach(ctx, p.link); also != nil {
-			sw.failed(also)
-		}
-		return err
-	}
-	sw.event("attached", "-", p.name())
-	sw.notify(Contents)
-	return nil
-}
-
-// allot gives a NIC a lease, if the switch leases.
-func (sw *Switch) allot(p port) error {
-	_, err := sw.rewrite(func(d *definition) (bool, error) { return d.allot(p, time.Now()) })
-	return err
-}
-
-// detach takes a NIC out of the switch. With gone, its interface is about to
-// be released.
-func (sw *Switch) detach(ctx context.Context, l Link, gone bool) error {
-	sw.edit.Lock()
-	defer sw.edit.Unlock()
-	if sw.isUp() && !gone {
-		if err := sw.m.Host.Detach(ctx, l); err != nil {
-			return err
-		}
-	}
-	sw.part(l, true)
-	if sw.isUp() {
-		if err := sw.serve(ctx, sw.def.Load()); err != nil {
-			sw.failed(err)
-		}
-	}
-	return nil
-}
-
-// part strikes a port off, and its lease if its NIC is no more of the switch.
-func (sw *Switch) part(l Link, tell bool) {
-	p, was := sw.strike(l)
-	if !was || sw.Removed() {
-		return
-	}
-	sw.tidy(func(l lease) bool { return l.vm == p.vm.serial && l.n == p.n })
-	if tell {
-		sw.event("detached", "-", p.name())
-	}
-	sw.notify(Contents)
-}
-
-// change makes a port what p says. With again it is made a port anew, since
-// flags are set before anything passes; it is down then.
-func (sw *Switch) change(ctx context.Context, p port, again bool) error {
-	sw.edit.Lock()
-	defer sw.edit.Unlock()
-	if again && sw.isUp() {
-		if err := sw.join(ctx, sw.def.Load(), p); err != nil {
-			return err
-		}
-	}
-	sw.book(p)
-	return nil
-}
-
-// settle sees to the leases.
-func (sw *Switch) settle(d *definition, _ Cred, now time.Time) error {
-	d.dropOutside()
-	for _, p := range sw.attached() {
-		if _, err := d.allot(p, now); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -485,26 +282,6 @@ func (sw *Switch) realize(ctx context.Context, was, now *definition) error {
 	return nil
 }
 
-// rejoinAll makes each port anew: flags are set before anything passes.
-func (sw *Switch) rejoinAll(ctx context.Context, d *definition) error {
-	for _, p := range sw.attached() {
-		if err := sw.rejoin(ctx, d, p); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// regroup puts each port into the groups of its NIC and of the switch.
-func (sw *Switch) regroup(ctx context.Context, d *definition) error {
-	for _, p := range sw.attached() {
-		if err := sw.m.Host.Groups(ctx, p.link, p.allGroups(d)); err != nil {
-			return Errorf(Errno(err), "%s: %v", p.name(), err)
-		}
-	}
-	return nil
-}
-
 func (sw *Switch) applied() {}
 
 // idle keeps NICs from being attached until release is called. EBUSY if one
@@ -539,53 +316,6 @@ func (sw *Switch) renamed() {
 	}
 }
 
-// forget drops the leases that a machine's NICs no longer have.
-func (sw *Switch) forget(vm *VM) {
-	of := func(l lease) bool { return l.vm == vm.serial }
-	if !slices.ContainsFunc(sw.def.Load().leases, of) {
-		return
-	}
-	sw.edit.Lock()
-	defer sw.edit.Unlock()
-	if !sw.Removed() {
-		sw.tidy(of)
-	}
-}
-
-// tidy forgets those of some leases whose NICs are not of the switch any more,
-// and not attached. Called with edit held.
-func (sw *Switch) tidy(some func(l lease) bool) {
-	var stale []lease
-	for _, l := range sw.def.Load().leases {
-		if some(l) && !sw.keeps(l) {
-			stale = append(stale, l)
-		}
-	}
-	if stale == nil {
-		return
-	}
-	_, err := sw.rewrite(func(d *definition) (bool, error) {
-		d.leases = slices.DeleteFunc(d.leases, func(l lease) bool { return slices.Contains(stale, l) })
-		return true, nil
-	})
-	if err != nil {
-		sw.failed(err)
-	}
-}
-
-// keeps reports whether the NIC of a lease is of the switch, or attached to
-// it.
-func (sw *Switch) keeps(l lease) bool {
-	vm, ok := sw.m.vms.serially(l.vm)
-	if !ok {
-		return false
-	}
-	sw.mu.Lock()
-	_, attached := sw.ports[NICLink(vm.id, l.n)]
-	sw.mu.Unlock()
-	return attached || vm.HasPart(Part{"nic", l.n}) && vm.Get(nicAttr(l.n, "switch")) == sw.Name()
-}
-
 // Mtime is when a file of the switch changed last, by its path below the
 // switch.
 func (sw *Switch) Mtime(file string) time.Time {
@@ -595,47 +325,6 @@ func (sw *Switch) Mtime(file string) time.Time {
 		return sw.since
 	}
 	return sw.mtime(file)
-}
-
-// PortsText is the text of ports: `VM/N ifname mac state`, where state is up,
-// down, or detached while the switch is not up.
-func (sw *Switch) PortsText() string {
-	var b strings.Builder
-	up := sw.isUp()
-	for _, p := range sw.attached() {
-		state := "down"
-		switch {
-		case !up:
-			state = "detached"
-		case p.up:
-			state = "up"
-		}
-		fmt.Fprintf(&b, "%s %s %v %s\n", p.name(), column(p.ifname), p.mac, state)
-	}
-	return b.String()
-}
-
-// LeasesText is the text of leases: `ADDR MAC VM/N since`, by address.
-func (sw *Switch) LeasesText() string {
-	var b strings.Builder
-	leases := slices.SortedFunc(slices.Values(sw.def.Load().leases), func(a, b lease) int { return a.addr.Compare(b.addr) })
-	for _, l := range leases {
-		if vm, ok := sw.m.vms.serially(l.vm); ok {
-			fmt.Fprintf(&b, "%v %s %s/%d %s\n", l.addr, l.mac, vm.Name(), l.n, stamp(l.since))
-		}
-	}
-	return b.String()
-}
-
-// leased is the address that a NIC is leased, with the bits of its network.
-func (sw *Switch) leased(vm *VM, n int) string {
-	d := sw.def.Load()
-	pool, ok := d.pool()
-	i := d.leaseOf(vm.serial, n)
-	if !ok || i < 0 || d.get("dhcp") != "yes" {
-		return ""
-	}
-	return netip.PrefixFrom(d.leases[i].addr, pool.Bits()).String()
 }
 
 // Check is the text of check: what up would say, where the kernel has
