@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -172,7 +173,7 @@ type Launch struct {
 	ID         uint32
 	Generation uint64
 	Name       string
-	Accel      string // "kvm" or "tcg"
+	Accel      string // "native", "kvm" or "tcg"
 	Reason     string // why this engine, for info
 	CPUs       int
 	MemoryMiB  int
@@ -197,6 +198,28 @@ type LaunchNIC struct {
 	N   int // 0..15
 	MAC net.HardwareAddr
 	Tap *os.File // with vnet_hdr; nil for a NIC on the engine's own network
+}
+
+// Close closes the files of a launch that nobody needs any more.
+func (l *Launch) Close() {
+	for _, f := range []*os.File{l.Kernel, l.Initrd, l.Firmware, l.Vars, l.Cdrom} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	for _, d := range l.Disks {
+		d.Images.Close()
+	}
+	for _, nic := range l.NICs {
+		if nic.Tap != nil {
+			nic.Tap.Close()
+		}
+	}
+}
+
+// outward reports whether a NIC is on the engine's own network.
+func (l *Launch) outward() bool {
+	return slices.ContainsFunc(l.NICs, func(n LaunchNIC) bool { return n.Tap == nil })
 }
 
 // GuestState is what a guest process knows about its launch.

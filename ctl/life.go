@@ -2,10 +2,7 @@ package ctl
 
 import (
 	"context"
-	"path"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -439,20 +436,4 @@ func (w *Waiter) Wait(ctx context.Context) (string, error) {
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
-}
-
-// nameHolder adds to the refusal of a locked disk who holds it.
-func (vm *VM) nameHolder(err error, spec *Launch) error {
-	if Errno(err) != syscall.EBUSY {
-		return err
-	}
-	for _, disk := range spec.Disks {
-		attr := diskAttr(disk.N, "path")
-		for i, image := range disk.Images {
-			if strings.HasPrefix(err.Error(), imageName(path.Dir(attr), i)+":") {
-				return Errorf(syscall.EBUSY, "%s %s: locked by %s", imageName(attr, i), vm.def.Load().get(attr), vm.m.holder(image.File, true))
-			}
-		}
-	}
-	return err
 }

@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -360,13 +359,6 @@ func (vm *VM) replug(ctx context.Context, c *nic, was, now *definition, to *Swit
 	return vm.m.Host.SetUp(ctx, c.link, now.nicUp(c.n))
 }
 
-// NICIfname is what the host calls the tap of a NIC; empty if the machine is
-// not active.
-func (vm *VM) NICIfname(n int) string {
-	c, _ := vm.nic(n)
-	return c.ifname
-}
-
 // nic is a NIC of the present launch.
 func (vm *VM) nic(n int) (nic, bool) {
 	vm.mu.Lock()
@@ -380,119 +372,4 @@ func (vm *VM) nic(n int) (nic, bool) {
 		}
 	}
 	return nic{}, false
-}
-
-// NICAddress is what the guest is given for a NIC, blanks between; empty if
-// it is given nothing.
-func (vm *VM) NICAddress(n int) string {
-	c, ok := vm.nic(n)
-	switch {
-	case !ok:
-		return ""
-	case c.local != nil && c.local.Guest6.IsValid():
-		return c.local.Guest.String() + " " + c.local.Guest6.String()
-	case c.local != nil:
-		return c.local.Guest.String()
-	case c.sw != nil:
-		return c.sw.leased(vm, n)
-	}
-	return ""
-}
-
-// NICStats is the text of stats: what the host's end counts.
-func (vm *VM) NICStats(ctx context.Context, n int) string {
-	c, ok := vm.nic(n)
-	if !ok || c.ifname == "" {
-		return ""
-	}
-	ctx, cancel := context.WithTimeout(ctx, infoTime)
-	defer cancel()
-	s, err := vm.m.Host.Observe(ctx, c.link)
-	if err != nil || s.Ifname == "" {
-		return ""
-	}
-	var b strings.Builder
-	for _, f := range []struct {
-		key string
-		n   uint64
-	}{
-		{"rx_bytes", s.RxBytes}, {"rx_packets", s.RxPackets}, {"rx_dropped", s.RxDropped},
-		{"tx_bytes", s.TxBytes}, {"tx_packets", s.TxPackets}, {"tx_dropped", s.TxDropped},
-	} {
-		fmt.Fprintf(&b, "%s %d\n", f.key, f.n)
-	}
-	return b.String()
-}
-
-// checkNIC says what is against a NIC at a start; of one that runs, where the
-// kernel has something else than is configured, and what is in the way.
-func (vm *VM) checkNIC(ctx context.Context, d *definition, n int) []string {
-	var found []string
-	say := func(file string, err error) {
-		if err != nil {
-			found = append(found, fmt.Sprintf("nic/%d/%s: %v", n, file, err))
-		}
-	}
-	if mac := d.get(nicAttr(n, "mac")); vm.m.macs.holder(mac) != vm {
-		say("mac", Errorf(syscall.EEXIST, "%s is another machine's", mac))
-	}
-	if d.get(nicAttr(n, "switch")) != "" {
-		_, err := vm.reach(ctx, d, n)
-		say("switch", err)
-	}
-	if d.get(nicAttr(n, "local")) == "yes" {
-		_, err := vm.m.localAddrs(vm.id, n)
-		say("local", err)
-	}
-	if c, ok := vm.nic(n); ok {
-		found = append(found, vm.observe(ctx, d, c)...)
-	}
-	return found
-}
-
-// observe compares a NIC that runs with what the kernel has of it.
-func (vm *VM) observe(ctx context.Context, d *definition, c nic) []string {
-	var found []string
-	say := func(file, format string, args ...any) {
-		found = append(found, fmt.Sprintf("nic/%d/%s: ", c.n, file)+fmt.Sprintf(format, args...))
-	}
-	s, err := vm.m.Host.Observe(ctx, c.link)
-	if err != nil {
-		say("ifname", "%v", err)
-		return found
-	}
-	if s.Ifname == "" {
-		say("ifname", "its tap is gone; the next start makes one")
-		return found
-	}
-	if c.sw != nil && s.Master != c.sw.bridge() {
-		say("switch", "%s is not a port of %s", s.Ifname, c.sw.Name())
-	} else if c.sw != nil {
-		want := vm.port(&c, d).flags(c.sw.def.Load())
-		if s.Locked != want.Locked {
-			say("locked", "%s is %s", s.Ifname, map[bool]string{true: "locked", false: "not locked"}[s.Locked])
-		}
-		if s.Isolated != want.Isolated {
-			say("switch", "%s is %s", s.Ifname, map[bool]string{true: "isolated", false: "not isolated"}[s.Isolated])
-		}
-	}
-	if s.Up != d.nicUp(c.n) {
-		say("up", "%s is %s", s.Ifname, map[bool]string{true: "up", false: "down"}[s.Up])
-	}
-	if c.local == nil {
-		return found
-	}
-	for _, a := range c.local.hosts() {
-		if !slices.Contains(s.Addrs, a) {
-			say("local", "%s does not have %v", s.Ifname, a)
-		}
-	}
-	ways, err := vm.m.Host.Ways(ctx, c.link, []netip.Prefix{c.local.Host.Masked()})
-	if err != nil {
-		say("local", "%v", err)
-	}
-	for _, w := range ways {
-		say("local", "%s", w)
-	}
-	return found
 }

@@ -3,13 +3,12 @@ package ctl
 import (
 	"context"
 	"fmt"
-	"os"
+	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // infoTime bounds what info waits for a guest process.
@@ -161,67 +160,131 @@ func (vm *VM) checkFile(ctx context.Context, w want) error {
 		return nil
 	}
 	for i, image := range opened[0] {
-		if h := vm.m.holder(image.File, w.Write && i == 0); h != "somebody" {
+		if h := vm.m.holder(image.File, w.Write && i == 0); h != somebody {
 			return Errorf(syscall.EBUSY, "%s %s: locked by %s", imageName(w.attr, i), w.Path, h)
 		}
 	}
 	return nil
 }
 
-// imageName says which image of a disk is meant: the disk's own, or one that
-// is behind it.
-func imageName(disk string, i int) string {
-	if i == 0 {
-		return disk
-	}
-	return disk + " base " + strconv.Itoa(i)
+// NICIfname is what the host calls the tap of a NIC; empty if the machine is
+// not active.
+func (vm *VM) NICIfname(n int) string {
+	c, _ := vm.nic(n)
+	return c.ifname
 }
 
-// holder names who holds a lock on f that keeps others from writing it, or
-// from reading it: a machine of ours, else the pid that the kernel shows, else
-// somebody.
-func (m *Manager) holder(f *os.File, write bool) string {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return "somebody"
+// NICAddress is what the guest is given for a NIC, blanks between; empty if
+// it is given nothing.
+func (vm *VM) NICAddress(n int) string {
+	c, ok := vm.nic(n)
+	switch {
+	case !ok:
+		return ""
+	case c.local != nil && c.local.Guest6.IsValid():
+		return c.local.Guest.String() + " " + c.local.Guest6.String()
+	case c.local != nil:
+		return c.local.Guest.String()
+	case c.sw != nil:
+		return c.sw.leased(vm, n)
 	}
-	locks, err := os.ReadFile("/proc/locks")
+	return ""
+}
+
+// NICStats is the text of stats: what the host's end counts.
+func (vm *VM) NICStats(ctx context.Context, n int) string {
+	c, ok := vm.nic(n)
+	if !ok || c.ifname == "" {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, infoTime)
+	defer cancel()
+	s, err := vm.m.Host.Observe(ctx, c.link)
+	if err != nil || s.Ifname == "" {
+		return ""
+	}
+	var b strings.Builder
+	for _, f := range []struct {
+		key string
+		n   uint64
+	}{
+		{"rx_bytes", s.RxBytes}, {"rx_packets", s.RxPackets}, {"rx_dropped", s.RxDropped},
+		{"tx_bytes", s.TxBytes}, {"tx_packets", s.TxPackets}, {"tx_dropped", s.TxDropped},
+	} {
+		fmt.Fprintf(&b, "%s %d\n", f.key, f.n)
+	}
+	return b.String()
+}
+
+// checkNIC says what is against a NIC at a start; of one that runs, where the
+// kernel has something else than is configured, and what is in the way.
+func (vm *VM) checkNIC(ctx context.Context, d *definition, n int) []string {
+	var found []string
+	say := func(file string, err error) {
+		if err != nil {
+			found = append(found, fmt.Sprintf("nic/%d/%s: %v", n, file, err))
+		}
+	}
+	if mac := d.get(nicAttr(n, "mac")); vm.m.macs.holder(mac) != vm {
+		say("mac", Errorf(syscall.EEXIST, "%s is another machine's", mac))
+	}
+	if d.get(nicAttr(n, "switch")) != "" {
+		_, err := vm.reach(ctx, d, n)
+		say("switch", err)
+	}
+	if d.get(nicAttr(n, "local")) == "yes" {
+		_, err := vm.m.localAddrs(vm.id, n)
+		say("local", err)
+	}
+	if c, ok := vm.nic(n); ok {
+		found = append(found, vm.observe(ctx, d, c)...)
+	}
+	return found
+}
+
+// observe compares a NIC that runs with what the kernel has of it.
+func (vm *VM) observe(ctx context.Context, d *definition, c nic) []string {
+	var found []string
+	say := func(file, format string, args ...any) {
+		found = append(found, fmt.Sprintf("nic/%d/%s: ", c.n, file)+fmt.Sprintf(format, args...))
+	}
+	s, err := vm.m.Host.Observe(ctx, c.link)
 	if err != nil {
-		return "somebody"
+		say("ifname", "%v", err)
+		return found
 	}
-	pids := lockPIDs(string(locks), unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino, write)
-	for _, vm := range m.VMs() {
-		vm.mu.Lock()
-		l := vm.launch
-		mine := l != nil && l.pid != 0 && pids[l.pid]
-		vm.mu.Unlock()
-		if mine {
-			return "machine " + vm.Name()
+	if s.Ifname == "" {
+		say("ifname", "its tap is gone; the next start makes one")
+		return found
+	}
+	if c.sw != nil && s.Master != c.sw.bridge() {
+		say("switch", "%s is not a port of %s", s.Ifname, c.sw.Name())
+	} else if c.sw != nil {
+		want := vm.port(&c, d).flags(c.sw.def.Load())
+		if s.Locked != want.Locked {
+			say("locked", "%s is %s", s.Ifname, map[bool]string{true: "locked", false: "not locked"}[s.Locked])
+		}
+		if s.Isolated != want.Isolated {
+			say("switch", "%s is %s", s.Ifname, map[bool]string{true: "isolated", false: "not isolated"}[s.Isolated])
 		}
 	}
-	list := sortedKeys(pids)
-	if len(list) == 0 {
-		return "somebody"
+	if s.Up != d.nicUp(c.n) {
+		say("up", "%s is %s", s.Ifname, map[bool]string{true: "up", false: "down"}[s.Up])
 	}
-	if last := list[len(list)-1]; last > 0 {
-		return "process " + strconv.Itoa(last)
+	if c.local == nil {
+		return found
 	}
-	return "a process that the kernel does not name"
-}
-
-// lockPIDs finds in /proc/locks who holds a lock on a file, of readers only if
-// they count; -1 stands for the holder of an OFD lock.
-func lockPIDs(locks string, major, minor uint32, ino uint64, readers bool) map[int]bool {
-	id := fmt.Sprintf("%02x:%02x:%d", major, minor, ino)
-	pids := make(map[int]bool)
-	for _, line := range strings.Split(locks, "\n") {
-		f := strings.Fields(line)
-		if len(f) < 8 || f[1] == "->" || f[5] != id || f[3] != "WRITE" && !readers {
-			continue
-		}
-		if pid, err := strconv.Atoi(f[4]); err == nil {
-			pids[pid] = true
+	for _, a := range c.local.hosts() {
+		if !slices.Contains(s.Addrs, a) {
+			say("local", "%s does not have %v", s.Ifname, a)
 		}
 	}
-	return pids
+	ways, err := vm.m.Host.Ways(ctx, c.link, []netip.Prefix{c.local.Host.Masked()})
+	if err != nil {
+		say("local", "%v", err)
+	}
+	for _, w := range ways {
+		say("local", "%s", w)
+	}
+	return found
 }

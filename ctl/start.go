@@ -3,8 +3,6 @@ package ctl
 import (
 	"context"
 	"errors"
-	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -189,19 +187,10 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 	if err := vm.connect(ctx, l, d, spec); err != nil {
 		return err
 	}
-	atStep(vm.m.State, "spawn")
-	vm.m.died.Delete(vm.id)
-	g, pid, err := vm.m.Host.Spawn(ctx, spec.process())
+	g, err := vm.spawn(ctx, l, spec)
 	if err != nil {
 		return err
 	}
-	vm.mu.Lock()
-	l.guest, l.pid = g, pid
-	l.console = newLaunchConsole(g.Console())
-	vm.mu.Unlock()
-	vm.changed() // who waits for a console has one
-	vm.learnBounds(ctx, l)
-
 	atStep(vm.m.State, "give")
 	if err := g.Give(ctx, spec); err != nil {
 		return vm.nameHolder(err, spec)
@@ -212,6 +201,23 @@ func (vm *VM) perform(ctx context.Context, l *launch) error {
 	}
 	atStep(vm.m.State, "running")
 	return vm.ran(ctx, l)
+}
+
+// spawn starts the guest process of a launch.
+func (vm *VM) spawn(ctx context.Context, l *launch, spec *Launch) (Guest, error) {
+	atStep(vm.m.State, "spawn")
+	vm.m.died.Delete(vm.id)
+	g, pid, err := vm.m.Host.Spawn(ctx, spec.process())
+	if err != nil {
+		return nil, err
+	}
+	vm.mu.Lock()
+	l.guest, l.pid = g, pid
+	l.console = newLaunchConsole(g.Console())
+	vm.mu.Unlock()
+	vm.changed() // who waits for a console has one
+	vm.learnBounds(ctx, l)
+	return g, nil
 }
 
 // complete refuses what no engine could start.
@@ -257,108 +263,6 @@ func atoi(s string) (n int) {
 		n = n*10 + int(c-'0')
 	}
 	return n
-}
-
-// Close closes the files of a launch that nobody needs any more.
-func (l *Launch) Close() {
-	for _, f := range []*os.File{l.Kernel, l.Initrd, l.Firmware, l.Vars, l.Cdrom} {
-		if f != nil {
-			f.Close()
-		}
-	}
-	for _, d := range l.Disks {
-		d.Images.Close()
-	}
-	for _, nic := range l.NICs {
-		if nic.Tap != nil {
-			nic.Tap.Close()
-		}
-	}
-}
-
-// outward reports whether a NIC is on the engine's own network.
-func (l *Launch) outward() bool {
-	return slices.ContainsFunc(l.NICs, func(n LaunchNIC) bool { return n.Tap == nil })
-}
-
-// want is a file of a launch: where it is named, and where it goes.
-type want struct {
-	attr string
-	Want
-	uid  uint32
-	take func(o Opened)
-}
-
-// wants lists the files in the order in which vmd opens them: kernel or
-// firmware, cdrom, disks.
-func (d *definition) wants(spec *Launch) []want {
-	var list []want
-	file := func(attr, format string, write bool, take func(Opened)) {
-		if v := d.attrs[attr]; v.text != "" {
-			list = append(list, want{attr, Want{v.text, write, format}, v.uid, take})
-		}
-	}
-	only := func(to **os.File) func(Opened) {
-		return func(o Opened) { *to = o[0].File }
-	}
-	file("kernel", FormatRaw, false, only(&spec.Kernel))
-	file("initrd", FormatRaw, false, only(&spec.Initrd))
-	file("firmware", FormatFirmware, false, func(o Opened) {
-		spec.Firmware = o[0].File
-		if len(o) > 1 {
-			spec.Vars = o[1].File
-		}
-	})
-	file("cdrom", FormatRaw, false, only(&spec.Cdrom))
-	for _, n := range d.numbers("disk") {
-		readonly := d.get(diskAttr(n, "readonly")) == "yes"
-		file(diskAttr(n, "path"), d.get(diskAttr(n, "format")), !readonly, func(o Opened) {
-			spec.Disks = append(spec.Disks, LaunchDisk{N: n, ReadOnly: readonly, Images: o})
-		})
-	}
-	return list
-}
-
-// open has every file of a launch opened with the rights of who set its
-// path. One request a user, users in the order of their first file.
-func (vm *VM) open(ctx context.Context, d *definition, spec *Launch) error {
-	list := d.wants(spec)
-	opened := make([]Opened, len(list))
-	var done []uint32
-	for _, first := range list {
-		if slices.Contains(done, first.uid) {
-			continue
-		}
-		done = append(done, first.uid)
-		if err := vm.openAs(ctx, first.uid, list, opened); err != nil {
-			for _, o := range opened {
-				o.Close()
-			}
-			return err
-		}
-	}
-	for i, w := range list {
-		w.take(opened[i])
-	}
-	return vm.ownVars(d, spec)
-}
-
-func (vm *VM) openAs(ctx context.Context, uid uint32, list []want, opened []Opened) error {
-	var wants []Want
-	var at []int
-	for i, w := range list {
-		if w.uid == uid {
-			wants, at = append(wants, w.Want), append(at, i)
-		}
-	}
-	got, err := vm.m.Host.Open(ctx, uid, wants)
-	if err != nil {
-		return err
-	}
-	for k, o := range got {
-		opened[at[k]] = o
-	}
-	return nil
 }
 
 // recordLaunch gives the launch its generation, for good, before anything of
