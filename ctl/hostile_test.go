@@ -3,6 +3,7 @@ package ctl_test
 import (
 	"context"
 	"io"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -272,5 +273,21 @@ func TestHostileReboots(t *testing.T) {
 	}
 	if n > 50 {
 		t.Errorf("%d events", n)
+	}
+}
+
+// Whoever sees that a machine has ended, however a moment ago, can start it.
+func TestStoppedIsOver(t *testing.T) {
+	_, vm, h, _ := hostileMachine(t)
+	for round := range 50 {
+		ok(t, vm.Do(ctx, alice, "start", ""))
+		go h.Guest(1).EndAs(ctl.Exit{Who: "guest", How: "power-off"})
+		for vm.Status() != "stopped\n" {
+			runtime.Gosched()
+		}
+		if vm.Active() {
+			t.Fatalf("round %d: it is stopped and has a launch", round)
+		}
+		ok(t, vm.Do(ctx, alice, "clear-failed", "")) // it is fast
 	}
 }

@@ -186,13 +186,11 @@ func (vm *VM) finish(l *launch, how *Exit) {
 	}
 	vm.release(l)
 
-	vm.mu.Lock()
-	vm.state, vm.reason, vm.since = Stopped, "", exit.At
+	b := before{Stopped, "", exit.At}
 	if exit.Failed {
-		vm.state, vm.reason = Failed, exit.How
+		b.state, b.reason = Failed, exit.How
 	}
-	vm.mu.Unlock()
-	vm.over(l)
+	vm.over(l, b)
 	vm.event(endWord(exit.Failed), exit.Who, exit.How)
 	switch {
 	case exit.Restart && !vm.m.draining.Load():

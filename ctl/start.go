@@ -97,7 +97,7 @@ type startEnded struct{ verb, by string }
 
 func (e *startEnded) Error() string { return "ended by " + e.verb + " of " + e.by }
 
-// before is what a machine was before a start.
+// before is what a machine was before a start, or is without one.
 type before struct {
 	state  State
 	reason string
@@ -386,10 +386,7 @@ func (vm *VM) abandon(l *launch, b before, who string, err error) error {
 
 // undone gives the machine the state b after a start that was ended.
 func (vm *VM) undone(l *launch, b before, who, why string) {
-	vm.mu.Lock()
-	vm.state, vm.reason, vm.since = b.state, b.reason, b.since
-	vm.mu.Unlock()
-	vm.over(l)
+	vm.over(l, b)
 	vm.event("undone", who, why)
 }
 
@@ -403,16 +400,15 @@ func (vm *VM) fail(l *launch, who, reason string) {
 	if err != nil {
 		vm.failed(err)
 	}
-	vm.mu.Lock()
-	vm.state, vm.reason, vm.since = Failed, reason, time.Now()
-	vm.mu.Unlock()
-	vm.over(l)
+	vm.over(l, before{Failed, reason, time.Now()})
 	vm.event("failed", who, reason)
 }
 
-// over takes a launch whose end is recorded out of the machine.
-func (vm *VM) over(l *launch) {
+// over takes a launch whose end is recorded out of the machine, which is b from
+// then on. That is one step: whoever sees it stopped may start or remove it.
+func (vm *VM) over(l *launch, b before) {
 	vm.mu.Lock()
+	vm.state, vm.reason, vm.since = b.state, b.reason, b.since
 	l.status = vm.statusText()
 	vm.launch = nil
 	vm.charged.Store(nil)
