@@ -48,6 +48,7 @@ var everyoneHas = []string{"/dev/null", "socket:", "anon_inode:", "pipe:", "$WOR
 // descriptors against mayHaveOpen, and the guest's mounts against its jail's.
 func heldNow(ts *testscript.TestScript, neg bool, args []string) {
 	arguments(ts, neg, args, 0, "held")
+	engineAsked(ts)
 	roles := map[string]confine.Role{"serve": confine.Priv, "core": confine.Core, "lease": confine.Lease, "guest": confine.Guest, "qemu-system-x86_64": confine.Guest}
 	uids := map[string]uint32{"core": confine.CoreUID, "lease": confine.LeaseUID, "guest": confine.GuestUID + 1, "qemu-system-x86_64": confine.GuestUID + 1}
 	if u := stageOf(ts).user; u != nil {
