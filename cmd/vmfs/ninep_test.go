@@ -17,8 +17,10 @@ import (
 
 // ninep is somebody else's 9P client, for sessions:
 //
-//	9p [-cert FILE -key FILE -ca FILE] [-u USER] ADDR read|ls|rm PATH
+//	9p [-cert FILE -key FILE -ca FILE] [-u USER] ADDR read|follow|ls|rm PATH
 //	9p ... ADDR write|mkdir|chmod PATH TEXT
+//
+// To follow a file is to read it and to say first that it is open.
 func ninep() {
 	flags := flag.NewFlagSet("9p", flag.ExitOnError)
 	cert, key := flags.String("cert", "", ""), flags.String("key", "", "")
@@ -73,8 +75,11 @@ func dialNinep(cert, key, ca, addr string) (net.Conn, error) {
 
 func doNinep(fsys *client.Fsys, verb, name, text string) error {
 	switch verb {
-	case "read":
+	case "read", "follow":
 		f, err := fsys.Open(name, plan9.OREAD)
+		if err == nil && verb == "follow" {
+			fmt.Println(name, "is open")
+		}
 		if err == nil {
 			_, err = io.Copy(os.Stdout, f)
 		}

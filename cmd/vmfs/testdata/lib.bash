@@ -48,10 +48,9 @@ issue() {
 }
 
 # remote DIR [FLAG...] mounts the daemon's tree by 9P, until that ends: from its
-# socket, or from the address AT.
+# socket, or from the address AT. Where it is mounted, remote.pid says who mounts.
 remote() {
-	prlimit --msgqueue="$TAG" "$VMFS" mount "${@:2}" "${AT-unix!$RUN/9p.sock}" "$1" &
-	echo $! >"$WORK/remote.pid"
+	(echo $BASHPID >"$WORK/remote.pid"; exec prlimit --msgqueue="$TAG" "$VMFS" mount "${@:2}" "${AT-unix!$RUN/9p.sock}" "$1") &
 	wait $!
 }
 
