@@ -53,7 +53,7 @@ func daemon(t *testing.T) (mnt string) {
 	}
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
-		kill := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+		kill := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		defer kill.Stop()
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("serve after SIGTERM: %v; it said:\n%s", err, log.Bytes())

@@ -392,7 +392,7 @@ func doIn(t *testing.T, verb, state string) error {
 		do("start")
 		do(map[string]string{"running": "resume", "paused": "pause", "stopping": "stop"}[state])
 	}
-	for range 500 {
+	for range 60000 { // a start is written to the disk
 		if strings.HasPrefix(text(t, root, "vm/a/status"), state) {
 			break
 		}

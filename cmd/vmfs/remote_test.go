@@ -39,7 +39,7 @@ func remotely(t *testing.T, mnt string) (dir string) {
 	}
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
-		kill := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+		kill := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		defer kill.Stop()
 		if err := cmd.Wait(); err != nil || log.Len() > 0 {
 			t.Errorf("mount after SIGTERM: %v; it said:\n%s", err, log.Bytes())
