@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmfs/ctl"
+	"vmfs/priv/confine"
 )
 
 // qemuPaths are where QEMU may be. A guest's jail has nothing but /usr.
@@ -67,7 +68,8 @@ func (e *engines) qemu() (path, version string) {
 	return "", ""
 }
 
-// askVersion runs QEMU, as nobody if this is root.
+// askVersion runs QEMU, if this is root as a uid that nobody has: another
+// process of the same could say something else in its place.
 func askVersion(path string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), versionTime)
 	defer cancel()
@@ -75,7 +77,7 @@ func askVersion(path string) (string, error) {
 	cmd.Env, cmd.Dir, cmd.WaitDelay = []string{"LC_ALL=C"}, "/", time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Geteuid() == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: confine.WhoisUID, Gid: confine.WhoisUID}
 	}
 	out := &head{room: versionSize}
 	cmd.Stdout = out

@@ -2,6 +2,7 @@ package priv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,7 +39,19 @@ func newOpeners(dirs []string) *openers {
 // open opens the wants with the rights of a user; the caller closes the
 // files. fields say which belong to which want, as parseOpened reads it.
 func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files []*os.File, fields []string, err error) {
-	m, err := o.ask(ctx, uid, "open "+wants[0].Path, openRequest{uid, o.dirs, wants}.fields())
+	what := "open " + wants[0].Path
+	var m wire.Message
+	err = o.turn(ctx, uid, what, func(ctx context.Context) error {
+		text, err := o.groups(ctx, uid)
+		if err != nil {
+			return err
+		}
+		groups, err := parseGroups(text)
+		if err == nil {
+			m, err = o.ask(ctx, uid, what, openRequest{uid, groups, o.dirs, wants}.fields())
+		}
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -50,35 +63,28 @@ func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files
 	return m.Files, fields, nil
 }
 
-// whois is the text of the groups of a user, as parseGroups reads it.
-func (o *openers) whois(ctx context.Context, uid uint32) (groups string, err error) {
-	m, err := o.ask(ctx, uid, "groups", []string{"whois", decimal(uid)})
-	if err != nil {
-		return "", err
-	}
-	defer m.Close()
-	fields, err := parseSaid("whois", m.Fields, len(m.Files))
-	if err != nil {
-		return "", err
-	}
-	if len(fields) != 1 || len(m.Files) != 0 {
-		return "", errAnswer("whois")
-	}
-	_, err = parseGroups(fields[0])
-	return fields[0], err
-}
-
-// ask starts an opener for a user and has its answer, if that comes in time.
-func (o *openers) ask(ctx context.Context, uid uint32, what string, request []string) (m wire.Message, err error) {
+// turn does what is to be done for a user within openTime, if it is his turn.
+// What of it was late is ETIMEDOUT.
+func (o *openers) turn(ctx context.Context, uid uint32, what string, work func(context.Context) error) error {
 	if own := uint32(os.Geteuid()); ordinary() && uid != own {
-		return m, ctl.Errorf(syscall.EPERM, "%s as %s: this daemon has the rights of %s alone", what, userName(uid), userName(own))
+		return ctl.Errorf(syscall.EPERM, "%s as %s: this daemon has the rights of %s alone", what, userName(uid), userName(own))
 	}
 	if err := o.begin(uid); err != nil {
-		return m, err
+		return err
 	}
 	defer o.end(uid)
 	ctx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
+	err := work(ctx)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return ctl.Errorf(syscall.ETIMEDOUT, "%s as %s: no answer within %v, from the file system or about the user's groups", what, userName(uid), openTime)
+	}
+	return err
+}
+
+// ask starts an opener for a user and has its answer, if that comes before the
+// end of ctx, whose error it is otherwise.
+func (o *openers) ask(ctx context.Context, uid uint32, what string, request []string) (m wire.Message, err error) {
 	cmd := role("opener")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	conn, err := startRole(cmd)
@@ -99,7 +105,7 @@ func (o *openers) ask(ctx context.Context, uid uint32, what string, request []st
 		return m, err
 	}
 	m.Close()
-	return wire.Message{}, ctl.Errorf(syscall.ETIMEDOUT, "%s as %s: no answer within %v, from the file system or about the user's groups", what, userName(uid), openTime)
+	return wire.Message{}, ctx.Err()
 }
 
 // end is the counterpart of begin.

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,49 +26,49 @@ import (
 //
 // priv says
 //
-//	open UID N DIRECTORY... (ro|rw FORMAT PATH)...
+//	open UID GROUPS N DIRECTORY... (ro|rw FORMAT PATH)...
 //
-// with the N directories below which root's own files must lie, and is
-// answered "ok (N FORMAT...)..." with N files for each that was asked for, or
-// "error ERRNO reason". Or it says
-//
-//	whois UID
-//
-// and is answered `ok "GID..."` with the groups of that user, his own first: who
-// knows them may hang as a file system does.
+// with the groups that the user has, his own first, and the N directories below
+// which root's own files must lie, and is answered "ok (N FORMAT...)..." with N
+// files for each that was asked for, or "error ERRNO reason".
 
 // openRequest is the one request of an opener.
 type openRequest struct {
-	uid   uint32
-	dirs  []string // for uid 0, and in an ordinary user's daemon
-	wants []ctl.Want
+	uid    uint32
+	groups []uint32
+	dirs   []string // for uid 0, and in an ordinary user's daemon
+	wants  []ctl.Want
 }
 
 func (r openRequest) fields() []string {
-	f := []string{"open", strconv.FormatUint(uint64(r.uid), 10), strconv.Itoa(len(r.dirs))}
+	f := []string{"open", decimal(r.uid), groupsText(r.groups), strconv.Itoa(len(r.dirs))}
 	return append(append(f, r.dirs...), wantArgs(r.wants)...)
 }
 
 func parseOpenRequest(fields []string) (openRequest, error) {
-	if len(fields) < 3 || fields[0] != "open" {
+	if len(fields) < 4 || fields[0] != "open" {
 		return openRequest{}, errors.New("not a request to open")
 	}
 	uid, err := parseUID(fields[1])
 	if err != nil {
 		return openRequest{}, err
 	}
-	n, err := strconv.Atoi(fields[2])
-	if err != nil || n < 0 || n > len(fields)-3 {
-		return openRequest{}, fmt.Errorf("%.40q directories", fields[2])
+	groups, err := parseGroups(fields[2])
+	if err != nil {
+		return openRequest{}, err
 	}
-	dirs, rest := fields[3:3+n], fields[3+n:]
+	n, err := strconv.Atoi(fields[3])
+	if err != nil || n < 0 || n > len(fields)-4 {
+		return openRequest{}, fmt.Errorf("%.40q directories", fields[3])
+	}
+	dirs, rest := fields[4:4+n], fields[4+n:]
 	for _, d := range dirs {
 		if !filepath.IsAbs(d) {
 			return openRequest{}, fmt.Errorf("%.80q is no absolute path", d)
 		}
 	}
 	wants, err := parseWants(rest)
-	return openRequest{uid, dirs, wants}, err
+	return openRequest{uid, groups, dirs, wants}, err
 }
 
 // Opener is the main of the role opener; its socket is descriptor 3. It
@@ -104,10 +102,6 @@ func answerOnce(conn *wire.Conn) (files []*os.File, fields []string, err error) 
 		return nil, nil, err
 	}
 	m.Close()
-	if len(m.Fields) == 2 && m.Fields[0] == "whois" {
-		groups, err := whois(m.Fields[1])
-		return nil, []string{groups}, err
-	}
 	req, err := parseOpenRequest(m.Fields)
 	if err != nil {
 		return nil, nil, ctl.Errorf(syscall.EINVAL, "open: %v", err)
@@ -119,23 +113,6 @@ func answerOnce(conn *wire.Conn) (files []*os.File, fields []string, err error) 
 	opened, err := o.all(req.wants)
 	files, fields = openedMessage(opened)
 	return files, fields, err
-}
-
-// whois is the text of a user's groups.
-func whois(arg string) (string, error) {
-	uid, err := parseUID(arg)
-	if err != nil {
-		return "", ctl.Errorf(syscall.EINVAL, "whois: %v", err)
-	}
-	_, groups, err := groupsOf(uid)
-	if err != nil {
-		return "", err
-	}
-	var text []string
-	for _, g := range groups {
-		text = append(text, decimal(g))
-	}
-	return strings.Join(text, " "), nil
 }
 
 // opener is the process after it became the user.
@@ -153,11 +130,7 @@ func newOpener(req openRequest) (*opener, error) {
 	if ordinary() {
 		return o, o.remain()
 	}
-	gid, groups, err := groupsOf(req.uid)
-	if err != nil {
-		return nil, err
-	}
-	if err := confine.Become(req.uid, gid, groups); err != nil {
+	if err := confine.Become(req.uid, req.groups[0], req.groups); err != nil {
 		return nil, err
 	}
 	return o, confine.Seccomp(confine.Opener)
@@ -170,58 +143,6 @@ func userName(uid uint32) string {
 		return u.Username
 	}
 	return "user " + number
-}
-
-// groupsOf asks the host's id(1), and so whatever nsswitch.conf names, for
-// the groups that a user has now; the first is his own. It runs as nobody.
-// EACCES for a user who is no more.
-func groupsOf(uid uint32) (gid uint32, groups []uint32, err error) {
-	if uid == 0 {
-		return 0, []uint32{0}, nil
-	}
-	const id = "/usr/bin/id"
-	cmd := &exec.Cmd{
-		Path: id, Args: []string{"id", "-G", "--", fmt.Sprintf("+%d", uid)}, // + : a number, whatever names there are
-		Env: []string{"LC_ALL=C"}, Dir: "/",
-		SysProcAttr: &syscall.SysProcAttr{
-			Credential: &syscall.Credential{Uid: nobody, Gid: nobody},
-			Pdeathsig:  syscall.SIGKILL, // when priv has waited long enough
-		},
-	}
-	runtime.LockOSThread() // whose death the signal is about
-	defer runtime.UnlockOSThread()
-	out, err := cmd.Output()
-	var status *exec.ExitError
-	if errors.As(err, &status) {
-		return 0, nil, ctl.Errorf(syscall.EACCES, "user %d: no such user", uid)
-	}
-	if err != nil {
-		return 0, nil, ctl.Errorf(syscall.EACCES, "groups of user %d: %s: %v", uid, id, err)
-	}
-	groups, err = parseGroups(string(out))
-	if err != nil {
-		return 0, nil, ctl.Errorf(syscall.EACCES, "groups of user %d: %s: %v", uid, id, err)
-	}
-	return groups[0], groups, nil
-}
-
-// nobody is who programs of the host run as, when they are only asked
-// something.
-const nobody = 65534
-
-func parseGroups(text string) ([]uint32, error) {
-	var groups []uint32
-	for _, f := range strings.Fields(text) {
-		n, err := strconv.ParseUint(f, 10, 32)
-		if err != nil || n == 1<<32-1 {
-			return nil, fmt.Errorf("%.40q is no gid", f)
-		}
-		groups = append(groups, uint32(n))
-	}
-	if len(groups) == 0 || len(groups) > 1<<16 {
-		return nil, fmt.Errorf("%d groups", len(groups))
-	}
-	return groups, nil
 }
 
 // resolve finds where the directories really lie; one that is not there, or

@@ -171,6 +171,9 @@ func (o *opener) remain() error {
 	return confine.Seccomp(confine.Opener)
 }
 
+// nobody is whom the kernel and others let stand for who is not known.
+const nobody = 65534
+
 // noNetwork stands for a request about a link where there is no network.
 func noNetwork() error {
 	return ctl.Errorf(syscall.EPERM, "taps, bridges and addresses are for a daemon of root's; nic/N/user yes gives a NIC the engine's own network")

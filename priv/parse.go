@@ -31,7 +31,7 @@ func parseUID(s string) (uint32, error) {
 	if err != nil || n == 1<<32-1 || strconv.FormatUint(n, 10) != s {
 		return 0, fmt.Errorf("%.40q is no uid", s)
 	}
-	if n >= confine.UnpackUID && n <= confine.GuestUID+maxID {
+	if n >= confine.WhoisUID && n <= confine.GuestUID+maxID {
 		return 0, fmt.Errorf("uid %d is the daemon's own", n)
 	}
 	return uint32(n), nil

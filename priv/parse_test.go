@@ -13,7 +13,7 @@ var seeds = []string{
 	"open 1000 ro auto /srv/a.raw rw qcow2 /srv/b", `open 0 ro raw "/srv/a b"`, "open 5 ro firmware /f", "open 1000", "open 1000 ro", "open 1000 ro /a", "open 1000 ro raw a.raw",
 	"open -1 ro raw /a", "open 4294967295 ro raw /a", "open 1899999999 ro raw /a", "open 1900000003 ro raw /a", "open 01 ro raw /a", "open 1 wo raw /a",
 	`open 1 ro raw "/a\x00b"`, "open 1 ro raw /" + strings.Repeat("a", 5000), "open 1 ro vmdk /a", "open 1 ro rom /a", `open 1 ro "" /a`,
-	"whois 1000", "whois", "whois root", "whois 1899999999", "whois 1 2",
+	"whois 1000", "whois", "whois root", "whois 1899999999", "whois 1899999996", "whois 1 2",
 	"spawn 1 kvm yes 2 512 1 40", "spawn 1 tcg no 2 512 1 40", "spawn 0 tcg no 1 64 0 0", "spawn 100000001 tcg no 1 64 0 0", "spawn 1 xen no 1 64 0 0", "spawn 1 tcg maybe 1 64 0 0", "spawn 1 tcg no", "spawn 1 tcg no 0 64 0 0", "spawn 1 tcg no 65 64 0 0", "spawn 1 tcg no 1 0 0 0", "spawn 1 tcg no 1 16777217 0 0", "spawn 1 tcg no 1 64 65 0", "spawn 1 tcg no 1 064 0 0", "spawn 1 tcg no 1 64 -1 0", "spawn 1 tcg no 1 64 0 1048577", "spawn ../1 tcg no 1 64 0 0",
 	"guests 0", "guests 7", "guests", "guests -1", "end 1", "end 0", "end 1 2", "engines", "engines x", "alive", "serving",
 	"unpack 1048576", "unpack 0", "unpack", "unpack 268435457", "unpack 1 2", "draining", "shutdown", "shutdown now", "exec /bin/sh", `"" x`,
@@ -65,7 +65,7 @@ func FuzzParseRequest(f *testing.F) {
 }
 
 func FuzzOpenRequest(f *testing.F) {
-	for _, s := range []string{"open 0 2 /a /b ro raw /c", "open 1000 0 rw auto /c", "open 1 -1 ro raw /a", "open 1 9 ro raw /a", "open 1 1 a ro raw /a"} {
+	for _, s := range []string{"open 0 0 2 /a /b ro raw /c", `open 1000 "1000 24" 0 rw auto /c`, "open 1 1 -1 ro raw /a", "open 1 1 9 ro raw /a", "open 1 1 1 a ro raw /a", `open 1 "" 0 ro raw /a`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
@@ -78,7 +78,7 @@ func FuzzOpenRequest(f *testing.F) {
 			return
 		}
 		again, err := parseOpenRequest(r.fields())
-		if err != nil || !slices.Equal(again.wants, r.wants) || !slices.Equal(again.dirs, r.dirs) || again.uid != r.uid {
+		if err != nil || !slices.Equal(again.wants, r.wants) || !slices.Equal(again.dirs, r.dirs) || !slices.Equal(again.groups, r.groups) || again.uid != r.uid {
 			t.Errorf("parseOpenRequest(%q) = %v, again %v, %v", fields, r, again, err)
 		}
 	})

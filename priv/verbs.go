@@ -32,12 +32,12 @@ type reply struct {
 // verbs is all that core may ask for, with linkVerbs.
 var verbs = []verb{
 	{"open", "UID (ro|rw FORMAT PATH)...", "only a user's own rights open his files, and those behind them; root's only below -images", parseOpen},
-	{"whois", "UID", "id(1) asks whatever knows the host's users, and core starts no programs", parseWhois},
+	{"whois", "UID", "id(1) asks whatever knows the host's users, as a uid that nobody has; core starts no programs", parseWhois},
 	{"spawn", "ID native|kvm|tcg yes|no CPUS MEMORY IMAGES FILES", "namespaces, the guest's uid and its cgroup need root; one guest an id", parseSpawn},
 	{"bounds", "ID", "what is in a guest's cgroup is root's to say; only of one that the records name", parseBounds},
 	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", parseGuests},
 	{"end", "ID", "a guest has another uid than core; only one that the records name", parseEnd},
-	{"engines", "", "/dev/kvm may be root's; QEMU is run as nobody, for its version", none(engineList)},
+	{"engines", "", "/dev/kvm may be root's; QEMU is run as a uid that nobody has, for its version", none(engineList)},
 	{verbUnpack, "LIMIT", "the process that does it is started as root and becomes nobody's uid; two at a time, each for a minute, in memory that comes sealed", parseUnpack},
 	{"alive", "", "a core that is silent for 10 s hangs, and is replaced", none(nothing)},
 	{"serving", "", "the tree is there: says so to who started the daemon", none(serving)},

@@ -373,13 +373,13 @@ func (c *checker) lookAtUsers() {
 	for line := range strings.Lines(c.read("/etc/passwd")) {
 		f := strings.Split(line, ":")
 		if len(f) > 2 && overlaps(f[2], "1") && f[0] != "_vmfs" {
-			c.warn("user "+f[0], "has uid %s, which a guest of vmfs may have: no user may have one from %d on", f[2], confine.UnpackUID)
+			c.warn("user "+f[0], "has uid %s, which a guest of vmfs may have: no user may have one from %d on", f[2], confine.WhoisUID)
 		}
 	}
 	for line := range strings.Lines(c.read("/etc/subuid")) {
 		f := strings.Split(strings.TrimSpace(line), ":")
 		if len(f) == 3 && overlaps(f[1], f[2]) {
-			c.warn("user "+f[0], "has uids %s and on in /etc/subuid, which guests of vmfs may have: none may be from %d on", f[1], confine.UnpackUID)
+			c.warn("user "+f[0], "has uids %s and on in /etc/subuid, which guests of vmfs may have: none may be from %d on", f[1], confine.WhoisUID)
 		}
 	}
 }
@@ -389,5 +389,5 @@ func (c *checker) lookAtUsers() {
 func overlaps(first, count string) bool {
 	from, err1 := strconv.ParseUint(first, 10, 32)
 	n, err2 := strconv.ParseUint(count, 10, 32)
-	return err1 == nil && err2 == nil && n > 0 && from+n > confine.UnpackUID
+	return err1 == nil && err2 == nil && n > 0 && from+n > confine.WhoisUID
 }

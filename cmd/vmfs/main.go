@@ -56,6 +56,9 @@ func main() {
 	case "opener":
 		rename("vmfs opener")
 		os.Exit(priv.Opener())
+	case "whois":
+		rename("vmfs whois")
+		os.Exit(priv.Whois(os.Args[2:]))
 	case "lease":
 		rename("vmfs lease")
 		os.Exit(lease.Main())

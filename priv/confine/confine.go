@@ -74,6 +74,9 @@ const (
 	Allow Action = unix.SECCOMP_RET_ALLOW
 	Deny  Action = unix.SECCOMP_RET_ERRNO | Action(unix.EPERM)
 	Kill  Action = unix.SECCOMP_RET_KILL_PROCESS
+
+	// Absent is as if the kernel did not have the call: there is an older one.
+	Absent Action = unix.SECCOMP_RET_ERRNO | Action(unix.ENOSYS)
 )
 
 // Role is all that one role may do.

@@ -29,7 +29,7 @@ func TestTables(t *testing.T) {
 				t.Errorf("%s: line %+v has no reason", r.Name, line)
 			}
 		}
-		for _, do := range []Action{Allow, Deny, Kill} {
+		for _, do := range []Action{Allow, Deny, Kill, Absent} {
 			if _, err := r.Syscalls(do); err != nil {
 				t.Error(err)
 			}

@@ -23,6 +23,21 @@ func Landlock(paths []Path) error {
 	return nil
 }
 
+// LandlockOpen is Landlock of paths alone: ports and abstract sockets stay what
+// they were, and so do signals. As under any Landlock, no process can be traced,
+// or its memory written through /proc, that is not under the same one or one
+// within.
+func LandlockOpen(paths []Path) error {
+	rules, err := pathRules(paths)
+	if err != nil {
+		return err
+	}
+	if err := landlock.V11.BestEffort().RestrictPaths(rules...); err != nil {
+		return fmt.Errorf("confine: landlock: %w", err)
+	}
+	return nil
+}
+
 func pathRules(paths []Path) ([]landlock.Rule, error) {
 	rules := make([]landlock.Rule, len(paths))
 	for i, p := range paths {

@@ -3,7 +3,7 @@ package confine
 import "golang.org/x/sys/unix"
 
 // Roles lists every role: the daemon's in the order in which they come to be.
-var Roles = []Role{Priv, Opener, Core, Lease, Unpack, Jail, Guest, Native, Mount, OrdinaryPriv, OrdinaryJail}
+var Roles = []Role{Priv, Whois, Opener, Core, Lease, Unpack, Jail, Guest, Native, Mount, OrdinaryPriv, OrdinaryJail}
 
 // Priv is the daemon's privileged half.
 var Priv = Role{
@@ -40,6 +40,37 @@ var Priv = Role{
 		{"mount_setattr", Deny, nil, "id-mapped mounts make files change owners"},
 	}),
 	NoLandlock: "a process under Landlock may not mount, and mounting is priv's work; its children would inherit it",
+}
+
+// Whois is a process that becomes the host's id(1), whose modules (NSS) read
+// files, speak to daemons, or to servers in the network. Its capabilities are
+// those before Become; its paths and system calls hold for id too.
+var Whois = Role{
+	Name: "whois",
+	User: "1899999996",
+	Capabilities: []Capability{
+		{"CAP_SETUID", unix.CAP_SETUID, "becomes a uid that nobody has"},
+		{"CAP_SETGID", unix.CAP_SETGID, "and gid, with no groups"},
+	},
+	Default: Allow, // what its modules do, the host's administrator says
+	Calls: []Calls{
+		{"clone", Allow, []Arg{{0, unix.CLONE_THREAD, unix.CLONE_THREAD}}, "threads"},
+		{"clone fork vfork", Deny, nil, "no process that would outlive it, with the uid of those that come after"},
+		{"clone3", Absent, nil, "its flags cannot be looked at; the C library then calls clone"},
+		{"tgkill", Allow, []Arg{{0, ^uint32(0), Self}}, "a signal to a thread of its own, as abort sends"},
+		{"kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal", Deny, nil, "none to another that is asked at the same time"},
+		{"prlimit64", Allow, []Arg{{0, ^uint32(0), 0}}, "its own limits"},
+		{"prlimit64", Deny, nil, "nor the limits of another"},
+		{"prctl", Deny, []Arg{{0, ^uint32(0), unix.PR_SET_PDEATHSIG}}, "it ends with who asked"},
+		{"unshare setns mount umount2 chroot pivot_root", Deny, nil, "no namespace in which it has rights"},
+	},
+	Paths: []Path{
+		{"/", Read, false, "whatever modules read, as far as anybody may"},
+		{"/", Connect, false, "the daemons that know users"},
+		{"/usr", Exec, false, "id"},
+		{"/lib", Exec, true, "the dynamic loader, where /lib is not a link into /usr"},
+		{"/lib64", Exec, true, "the same"},
+	},
 }
 
 // Opener opens files for one user. Its capabilities are those before Become;
@@ -168,9 +199,12 @@ const CoreUID = 1899999999
 // LeaseUID is the uid and gid of the process that answers DHCP.
 const LeaseUID = 1899999998
 
-// UnpackUID is the uid and gid of the processes that unpack kernels. No role
-// has a lower one.
+// UnpackUID is the uid and gid of the processes that unpack kernels.
 const UnpackUID = 1899999997
+
+// WhoisUID is the uid and gid of programs of the host that are only asked
+// something: id, and QEMU for its version. No role has a lower one.
+const WhoisUID = 1899999996
 
 // GuestUID is what the id of a machine is added to for the uid and gid of its
 // guest process.

@@ -39,6 +39,8 @@ func main() {
 		}
 	case "opener":
 		os.Exit(priv.Opener())
+	case "whois":
+		os.Exit(priv.Whois(args))
 	case "core":
 		core(args[3])
 	case "guest":
