@@ -439,6 +439,25 @@ func TestLimitsOfUser(t *testing.T) {
 	}
 }
 
+// A request that was answered is one no more.
+func TestLimitsOfAnswered(t *testing.T) {
+	d, hear := fakes()
+	close(hear)
+	addr, _ := serve(t, d, Options{Limits: Limits{Requests: 1, Held: 9100}}, is(root))
+	c := attached(t, addr, "9P2000")
+	if e := c.open(1, "deaf", proto.Ordwr); e != "" {
+		t.Fatal(e)
+	}
+	for n := range 500 {
+		if e := c.try(tread(1, 1)); e != "" {
+			t.Fatalf("read %d: %s", n, e)
+		}
+		if e := c.write(1, strings.Repeat("x", 9000)); e != "" {
+			t.Fatalf("write %d: %s", n, e)
+		}
+	}
+}
+
 // One who never reads is hung up on, and what he has open closed.
 func TestNeverReads(t *testing.T) {
 	d, _ := fakes()

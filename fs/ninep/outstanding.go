@@ -76,22 +76,22 @@ func (c *conn) finish(r *request) {
 	}
 	c.out.Unlock()
 	m.put()
-
-	c.mu.Lock()
-	c.running--
-	c.held -= r.held
-	c.mu.Unlock()
-	c.user.requests.Add(-1)
 }
 
 // answers ends the life of r's tags and gives what is to be said: the answer
 // first, if it says more than that it was interrupted, then to those who
 // flushed it. A refusal does say more: who only had a signal in between, and
 // flushed, still hears why. Nothing can come between, since c.out is held.
+//
+// Nor is r counted any more, since who hears the answer may ask the next thing.
+// So there can be one more, the one that is being written.
 func (c *conn) answers(r *request, answer []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r.cancel()
+	c.running--
+	c.held -= r.held
+	c.user.requests.Add(-1)
 	if r.dropped {
 		return nil
 	}
