@@ -26,6 +26,7 @@ import (
 type fake struct {
 	line    net.Conn // the guest's end of the console
 	console net.Conn
+	printed sync.WaitGroup // for what goes from there to the screen
 	done    chan struct{}
 	hear    func(button string) // called at each button
 
@@ -57,6 +58,7 @@ func (f *fake) finish(e engine.End) {
 	default:
 		f.end = e
 		f.line.Close()
+		f.printed.Wait()
 		close(f.done)
 	}
 }
@@ -121,7 +123,7 @@ func fresh(t testing.TB) (*machine, *fake) {
 	}
 	f := newFake()
 	m.boot = func(_ context.Context, s *engine.Spec, _ func(engine.Event)) (engine.Engine, error) {
-		go io.Copy(s.Screen, f.console)
+		f.printed.Go(func() { io.Copy(s.Screen, f.console) })
 		return f, nil
 	}
 	t.Cleanup(m.close)

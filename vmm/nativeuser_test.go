@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,10 +39,10 @@ func TestNativeOrdinary(t *testing.T) {
 				CPUs: 1, MemoryMiB: 2, Boot: "disk", Kernel: echo().ReadOnly(t),
 			})
 			s := &screen{t: t, c: g.Console()}
-			s.expect("hello\n", 10*time.Second)
+			s.expect("hello\n", soon)
 			p.held(jailed)
 			typed(t, g, "q")
-			wantExit(t, awaitState(t, g, stateEnded, 10*time.Second), false, "guest", "power-off", false)
+			wantExit(t, awaitState(t, g, stateEnded, soon), false, "guest", "power-off", false)
 		})
 	}
 }
@@ -107,7 +106,7 @@ func (p *process) dialAs(uid int) ctl.Guest {
 	got := make(chan answer)
 	go func() {
 		runtime.LockOSThread() // and never unlocked
-		ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(p.t.Context(), soon)
 		defer cancel()
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
 			got <- answer{nil, errno}
