@@ -204,12 +204,17 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// TestPause stops a CPU that computes and one that waits, in a millisecond.
+// pauseTime is how long a pause takes where there are CPUs for it.
+const pauseTime = time.Millisecond
+
+// TestPause stops a CPU that computes and one that waits, in a millisecond: the
+// shortest time counts. The others waited for a CPU of the host, and on a busy
+// one that may be nearly all.
 func TestPause(t *testing.T) {
 	count := nativetest.New().Label("x").Inc(0x2000).Jmp("x")
 	g := start(t, count, nil)
 	var times []time.Duration
-	for range 20 {
+	for least := time.Hour; len(times) < 20 || len(times) < 500 && least > pauseTime; least = slices.Min(times) {
 		before := g.word(0x2000)
 		g.until("it counts", func() bool { return g.word(0x2000) != before })
 		began := time.Now()
@@ -228,11 +233,9 @@ func TestPause(t *testing.T) {
 		g.Continue(context.Background())
 	}
 	slices.Sort(times)
-	t.Logf("pauses take from %v to %v, half of them less than %v", times[0], times[19], times[10])
-	// The longer ones waited for a CPU of the host, and on a busy one that may
-	// be nearly all. In scripts/testbed CPUs are emulated.
-	if times[0] > time.Millisecond && os.Getenv("VMFS_TEST_BOX") == "" {
-		t.Error("a pause takes more than a millisecond")
+	t.Logf("%d pauses take from %v to %v, half of them less than %v", len(times), times[0], times[len(times)-1], times[len(times)/2])
+	if times[0] > pauseTime && os.Getenv("VMFS_TEST_BOX") == "" { // scripts/testbed has emulated CPUs
+		t.Errorf("a pause takes more than %v", pauseTime)
 	}
 	w := start(t, nativetest.New().Print("w").Bytes(0xfa).Hlt(), nil) // cli: for ever
 	w.until("w", func() bool { return w.printed() == "w" })

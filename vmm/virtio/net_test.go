@@ -45,7 +45,7 @@ func newNIC(t testing.TB, cfg virtio.NetConfig) *nic {
 		t.Cleanup(func() { unix.Close(fd) })
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)
 	}
-	unix.SetsockoptTimeval(fds[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10})
+	unix.SetsockoptTimeval(fds[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30})
 	cfg.FD = fds[0]
 	n := &nic{t: t, wire: fds[1]}
 	if n.dev, err = virtio.NewNet(cfg); err != nil {
@@ -250,6 +250,8 @@ func TestNetConfig(t *testing.T) {
 			t.Fatal("without a link, packets are not taken off the wire")
 		}
 	}
+	n.Dev.Pause() // and what was taken is dropped
+	n.Dev.Resume()
 	n.dev.SetLink(true)
 	want := packet(2, 100)
 	n.send(want)

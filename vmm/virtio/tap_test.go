@@ -86,7 +86,7 @@ func sendTap(t *testing.T, n *nic, tap *virtiotest.Tap, frame []byte) {
 	if err := unix.Bind(tap.Host, all); err != nil {
 		t.Fatal(err)
 	}
-	unix.SetsockoptTimeval(tap.Host, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
+	unix.SetsockoptTimeval(tap.Host, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30})
 	addr, p := n.Alloc(len(frame))
 	copy(p, frame)
 	n.tx.Add(virtiotest.Buf{Addr: addr, Len: len(frame)})
