@@ -303,7 +303,7 @@ func (b *Blk) do(q *Queue, c *Chain, kind uint32, at uint64) (code byte, n uint6
 		return code, 0
 	case blkDoFlush:
 		q.Publish()
-		return hostStatus(unix.Fdatasync(b.cfg.FD)), 0
+		return hostStatus(b.sync()), 0
 	case blkGetID:
 		var id [blkIDSize]byte
 		copy(id[:], b.cfg.ID)
@@ -393,13 +393,31 @@ func (b *Blk) segment(kind uint32, s [blkSegment]byte) byte {
 	return hostStatus(b.zero(int64(at*sector), int64(n*sector), unmap))
 }
 
+// sync makes what was written last. The signals by which Go stops goroutines can
+// interrupt it and fallocate, on some file systems; they are then called again.
+func (b *Blk) sync() error {
+	for {
+		if err := unix.Fdatasync(b.cfg.FD); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (b *Blk) fallocate(mode uint32, at, n int64) error {
+	for {
+		if err := unix.Fallocate(b.cfg.FD, mode, at, n); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
 // punch makes a hole, which reads as zeros.
 const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 
 // discard gives the host back what it can; where it cannot, the sectors stay
 // what they are, which a discard allows.
 func (b *Blk) discard(at, n int64) error {
-	err := unix.Fallocate(b.cfg.FD, punch, at, n)
+	err := b.fallocate(punch, at, n)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
 	}
@@ -413,12 +431,12 @@ func (b *Blk) zero(at, n int64, unmap bool) error {
 	if unmap {
 		mode = punch
 	}
-	err := unix.Fallocate(b.cfg.FD, mode, at, n)
+	err := b.fallocate(mode, at, n)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		err = b.writeZeros(at, n)
 	}
 	if err == nil && b.writeFlags != 0 {
-		err = unix.Fdatasync(b.cfg.FD)
+		err = b.sync()
 	}
 	return err
 }
