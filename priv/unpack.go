@@ -100,10 +100,11 @@ func (u *unpackers) close() {
 
 // askUnpacker hands the file over and takes what comes out.
 func askUnpacker(conn *wire.Conn, bzImage *os.File) (*os.File, error) {
-	if err := conn.Send([]*os.File{bzImage}, verbUnpack); err != nil {
-		return nil, fmt.Errorf("unpack: %w", err)
+	err := conn.Send([]*os.File{bzImage}, verbUnpack)
+	var m wire.Message
+	if err == nil {
+		m, err = conn.Recv()
 	}
-	m, err := conn.Recv()
 	if err != nil {
 		return nil, ctl.Errorf(syscall.EIO, "unpack: the process ended: %v", err)
 	}
