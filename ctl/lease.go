@@ -61,6 +61,12 @@ func (d *definition) pool() (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
+// leasing is the pool of a switch that answers DHCP from it.
+func (d *definition) leasing() (netip.Prefix, bool) {
+	pool, ok := d.pool()
+	return pool, ok && d.get("dhcp") == "yes"
+}
+
 // leaseOf finds the lease of a NIC.
 func (d *definition) leaseOf(vm uint64, n int) int {
 	return slices.IndexFunc(d.leases, func(l lease) bool { return l.vm == vm && l.n == n })
@@ -68,8 +74,8 @@ func (d *definition) leaseOf(vm uint64, n int) int {
 
 // allot gives a NIC the lowest free address, if it has none. ENOSPC.
 func (d *definition) allot(p port, now time.Time) (changed bool, err error) {
-	pool, ok := d.pool()
-	if d.get("dhcp") != "yes" || !ok {
+	pool, ok := d.leasing()
+	if !ok {
 		return false, nil
 	}
 	if i := d.leaseOf(p.vm.serial, p.n); i >= 0 {
@@ -189,9 +195,9 @@ func (sw *Switch) keeps(l lease) bool {
 // leased is the address that a NIC is leased, with the bits of its network.
 func (sw *Switch) leased(vm *VM, n int) string {
 	d := sw.def.Load()
-	pool, ok := d.pool()
+	pool, ok := d.leasing()
 	i := d.leaseOf(vm.serial, n)
-	if !ok || i < 0 || d.get("dhcp") != "yes" {
+	if !ok || i < 0 {
 		return ""
 	}
 	return netip.PrefixFrom(d.leases[i].addr, pool.Bits()).String()

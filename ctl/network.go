@@ -65,7 +65,8 @@ type Network interface {
 	Observe(ctx context.Context, l Link) (LinkState, error)
 	// Ways says what of the host is in the way of a network that forwards
 	// from the given networks, a sentence each: no forwarding, a firewall
-	// that drops, a port that is taken, a route that is there.
+	// that drops, a route that is there; and, behind AgainstDHCP, of a link
+	// on which DHCP is answered.
 	Ways(ctx context.Context, l Link, forward []netip.Prefix) ([]string, error)
 
 	// Lease starts the process that answers DHCP; nil error with the same
@@ -74,6 +75,9 @@ type Network interface {
 	// Listen opens the socket of a link on which Lease is served.
 	Listen(ctx context.Context, l Link) (*os.File, error)
 }
+
+// AgainstDHCP begins those of Ways that matter only where DHCP is answered.
+const AgainstDHCP = "dhcp: "
 
 // Lease is the conversation with the process that answers DHCP and sends
 // router advertisements. It keeps nothing: what it answers, it was told.

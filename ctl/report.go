@@ -284,7 +284,7 @@ func (vm *VM) observe(ctx context.Context, d *definition, c nic) []string {
 		say("local", "%v", err)
 	}
 	for _, w := range ways {
-		say("local", "%s", w)
+		say("local", "%s", strings.TrimPrefix(w, AgainstDHCP))
 	}
 	return found
 }

@@ -206,8 +206,8 @@ func (sw *Switch) uplinked(ctx context.Context, d *definition) error {
 
 // serve answers DHCP as d says.
 func (sw *Switch) serve(ctx context.Context, d *definition) error {
-	pool, ok := d.pool()
-	if d.get("dhcp") != "yes" || !ok {
+	pool, ok := d.leasing()
+	if !ok {
 		sw.m.leases.stop(ctx, sw.link())
 		return nil
 	}
@@ -379,7 +379,8 @@ func (sw *Switch) observe(ctx context.Context, d *definition, say func(format st
 			say("address: %s does not have %v", s.Ifname, a)
 		}
 	}
-	if _, ok := d.pool(); ok && d.get("dhcp") == "yes" && !sw.m.leases.running(sw.link()) {
+	_, leasing := d.leasing()
+	if leasing && !sw.m.leases.running(sw.link()) {
 		say("dhcp: nobody answers; up starts that again")
 	}
 	for _, p := range sw.attached() {
@@ -392,6 +393,8 @@ func (sw *Switch) observe(ctx context.Context, d *definition, say func(format st
 		say("%v", err)
 	}
 	for _, w := range ways {
-		say("%s", w)
+		if leasing || !strings.HasPrefix(w, AgainstDHCP) {
+			say("%s", w)
+		}
 	}
 }

@@ -525,6 +525,19 @@ func TestSwitchFollows(t *testing.T) {
 	}
 }
 
+// What is in the way of answering DHCP is told of a switch that does.
+func TestCheckDHCP(t *testing.T) {
+	_, _, sw, host := plugged(t, "address 10.0.0.1/24\ndhcp yes\n")
+	ok(t, sw.Do(ctx, root, "up", ""))
+	host.SetWays(ctl.AgainstDHCP+"another server", "no forwarding")
+	for dhcp, want := range map[string]string{"yes": "dhcp: another server\nno forwarding\n", "no": "no forwarding\n"} {
+		ok(t, sw.Edit(root, "dhcp "+dhcp+"\n"))
+		if got := sw.Check(ctx); got != want {
+			t.Errorf("dhcp %s: check %q, want %q", dhcp, got, want)
+		}
+	}
+}
+
 func TestSwitchUpFails(t *testing.T) {
 	m, _, sw, host := plugged(t, "uplink eth0\n")
 	host.RefuseNet(func(op string, l ctl.Link) error {

@@ -204,7 +204,7 @@ func TestWays(t *testing.T) {
 
 	l, err := net.ListenPacket("udp4", ":67")
 	ok(t, err)
-	want("UDP port 67 of 0.0.0.0 is in use")
+	want(ctl.AgainstDHCP + "UDP port 67 of 0.0.0.0 is in use")
 	l.Close()
 
 	c := &nftables.Conn{}

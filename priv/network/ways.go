@@ -133,7 +133,7 @@ func portTaken(i *iface, addrs []addr) []string {
 			return a.index == i.Index && a.Addr() == at.Addr()
 		})
 		if here {
-			return []string{fmt.Sprintf("UDP port 67 of %v is in use: another DHCP server may answer on %s too", at.Addr(), i.Name)}
+			return []string{fmt.Sprintf(ctl.AgainstDHCP+"UDP port 67 of %v is in use: another server may answer on %s too", at.Addr(), i.Name)}
 		}
 	}
 	return nil
