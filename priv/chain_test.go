@@ -49,7 +49,7 @@ func chainYard(t *testing.T) yard {
 func TestChains(t *testing.T) {
 	program(t)
 	y := chainYard(t)
-	o := newOpeners([]string{y.dir})
+	o := patientOpeners([]string{y.dir})
 	for _, c := range []struct {
 		uid        uint32
 		file, want string
@@ -93,7 +93,7 @@ func TestBasesAreRead(t *testing.T) {
 	y := chainYard(t)
 	y.check(os.Chmod(y.at("c1"), 0o666))
 	y.check(os.Chmod(y.at("c0"), 0o666))
-	files, _, err := newOpeners(nil).open(context.Background(), alice, []ctl.Want{{Path: y.at("c1"), Write: true, Format: "qcow2"}})
+	files, _, err := patientOpeners(nil).open(context.Background(), alice, []ctl.Want{{Path: y.at("c1"), Write: true, Format: "qcow2"}})
 	if err != nil || len(files) != 2 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
@@ -123,7 +123,7 @@ func TestFirmware(t *testing.T) {
 	y.file("bios.bin", "bios", 0o644, 0)
 	y.file("CODE-old", code, 0o644, 0)
 	y.file("VARS-old", code, 0o600, 0)
-	o := newOpeners(nil)
+	o := patientOpeners(nil)
 	for name, want := range map[string]string{
 		"FW_CODE_4M.ms.fd": "2 flash vars",
 		"x64-code.bin":     "2 flash vars",

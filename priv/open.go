@@ -24,7 +24,8 @@ const (
 // openers starts the openers and counts those that do not end: a killed
 // process stays for as long as the file system does that holds it.
 type openers struct {
-	dirs []string // -images
+	dirs  []string      // -images
+	limit time.Duration // openTime
 
 	mu   sync.Mutex
 	hung map[uint32]int // by user
@@ -33,7 +34,7 @@ type openers struct {
 }
 
 func newOpeners(dirs []string) *openers {
-	return &openers{dirs: dirs, hung: make(map[uint32]int), busy: make(map[uint32]int)}
+	return &openers{dirs: dirs, limit: openTime, hung: make(map[uint32]int), busy: make(map[uint32]int)}
 }
 
 // open opens the wants with the rights of a user; the caller closes the
@@ -63,7 +64,7 @@ func (o *openers) open(ctx context.Context, uid uint32, wants []ctl.Want) (files
 	return m.Files, fields, nil
 }
 
-// turn does what is to be done for a user within openTime, if it is his turn.
+// turn does what is to be done for a user within the limit, if it is his turn.
 // What of it was late is ETIMEDOUT.
 func (o *openers) turn(ctx context.Context, uid uint32, what string, work func(context.Context) error) error {
 	if own := uint32(os.Geteuid()); ordinary() && uid != own {
@@ -73,11 +74,11 @@ func (o *openers) turn(ctx context.Context, uid uint32, what string, work func(c
 		return err
 	}
 	defer o.end(uid)
-	ctx, cancel := context.WithTimeout(ctx, openTime)
+	ctx, cancel := context.WithTimeout(ctx, o.limit)
 	defer cancel()
 	err := work(ctx)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return ctl.Errorf(syscall.ETIMEDOUT, "%s as %s: no answer within %v, from the file system or about the user's groups", what, userName(uid), openTime)
+		return ctl.Errorf(syscall.ETIMEDOUT, "%s as %s: no answer within %v, from the file system or about the user's groups", what, userName(uid), o.limit)
 	}
 	return err
 }

@@ -63,10 +63,18 @@ func (y yard) file(name, text string, mode os.FileMode, uid int) {
 	y.check(os.Chown(y.at(name), uid, uid))
 }
 
+// patientOpeners are for what is answered: an opener and those that it asks are
+// processes, and a busy machine may take its time to start them.
+func patientOpeners(dirs []string) *openers {
+	o := newOpeners(dirs)
+	o.limit = time.Minute
+	return o
+}
+
 func TestOpen(t *testing.T) {
 	program(t)
 	y := newYard(t)
-	o := newOpeners([]string{y.dir, "/nowhere"})
+	o := patientOpeners([]string{y.dir, "/nowhere"})
 	for _, c := range []struct {
 		uid  uint32
 		path string
@@ -136,7 +144,7 @@ func TestOpenedFiles(t *testing.T) {
 	program(t)
 	y := newYard(t)
 	before := len(ownFiles(t))
-	files, fields, err := newOpeners(nil).open(context.Background(), alice, []ctl.Want{raw(y.at("raw")), {Path: y.at("mine"), Write: true, Format: "auto"}, {Path: y.at("qcow2"), Format: "qcow2"}})
+	files, fields, err := patientOpeners(nil).open(context.Background(), alice, []ctl.Want{raw(y.at("raw")), {Path: y.at("mine"), Write: true, Format: "auto"}, {Path: y.at("qcow2"), Format: "qcow2"}})
 	if err != nil || strings.Join(fields, " ") != "1 raw 1 raw 1 qcow2" {
 		t.Fatalf("answer %q, %v", fields, err)
 	}
@@ -150,7 +158,7 @@ func TestOpenedFiles(t *testing.T) {
 		}
 	}
 	closeAll(files)
-	if _, _, err := newOpeners(nil).open(context.Background(), alice, []ctl.Want{raw(y.at("raw")), raw(y.at("roots"))}); !errors.Is(err, syscall.EACCES) {
+	if _, _, err := patientOpeners(nil).open(context.Background(), alice, []ctl.Want{raw(y.at("raw")), raw(y.at("roots"))}); !errors.Is(err, syscall.EACCES) {
 		t.Errorf("one of two refused: %v", err)
 	}
 	eventually(t, "as few files open as before", func() bool { return len(ownFiles(t)) <= before })
@@ -215,7 +223,7 @@ func TestOpenHangs(t *testing.T) {
 	}
 	o.count(alice, -maxHungEach)
 	// The directory itself is found without asking its server.
-	if _, _, err := o.open(context.Background(), alice, []ctl.Want{raw(dir)}); !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "FUSE file system of user 65534") {
+	if _, _, err := patientOpeners(nil).open(context.Background(), alice, []ctl.Want{raw(dir)}); !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "FUSE file system of user 65534") {
 		t.Errorf("on a user's FUSE: %v, want EINVAL", err)
 	}
 }

@@ -160,10 +160,11 @@ func (d *running) lease() int {
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	parent := fmt.Sprintf("\nPPid:\t%d\n", d.cmd.Process.Pid)
 	for _, path := range all {
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		stat, _ := os.ReadFile(filepath.Dir(path) + "/stat")
-		if line, err := os.ReadFile(path); err == nil && string(line) == "vmfs\x00lease\x00" && strings.Contains(string(stat), fmt.Sprintf(") S %d ", d.cmd.Process.Pid)) {
+		status, _ := os.ReadFile(filepath.Dir(path) + "/status")
+		if line, err := os.ReadFile(path); err == nil && string(line) == "vmfs\x00lease\x00" && strings.Contains(string(status), parent) {
 			return pid
 		}
 	}

@@ -64,7 +64,7 @@ func TestUserNow(t *testing.T) {
 	set("group", "root:x:0:\n")
 	set("nsswitch.conf", "passwd: files\ngroup: files\n")
 	y.check(unix.Mount(y.at("etc"), "/etc", "", unix.MS_BIND, ""))
-	o := newOpeners(nil)
+	o := patientOpeners(nil)
 	is := func(want string) {
 		t.Helper()
 		got, err := o.whois(context.Background(), bob)
