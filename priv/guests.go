@@ -26,12 +26,17 @@ const endTime = 5 * time.Second
 // open nothing, so it gets /dev/kvm beside its socket.
 const accelNative = "native"
 
+// maxGuests is how many guests run at a time: net/prefix, as it is by default,
+// has places for as many machines.
+const maxGuests = 16384
+
 // guests starts guest processes and finds them again. What it knows is in
 // RUN/priv and RUN/guest, so that the daemon after this one knows it too.
 type guests struct {
 	records records
 	dir     string // RUN/guest, where their sockets are
 	coreUID uint32
+	most    int                            // that run at a time
 	small   *os.File                       // the program of native guests; nil: this one
 	exited  func(id uint32, status string) // of a guest that this daemon started
 
@@ -44,7 +49,7 @@ type guests struct {
 }
 
 func newGuests(run string, coreUID uint32, exited func(uint32, string)) *guests {
-	g := &guests{records: records{run + "/priv"}, dir: run + "/guest", coreUID: coreUID, small: smallGuest(), exited: exited, held: make(map[uint32]bool)}
+	g := &guests{records: records{run + "/priv"}, dir: run + "/guest", coreUID: coreUID, most: maxGuests, small: smallGuest(), exited: exited, held: make(map[uint32]bool)}
 	g.free.L = &g.mu
 	return g
 }
@@ -176,10 +181,28 @@ func (g *guests) end(id uint32) error {
 	return nil
 }
 
-// spawn starts the guest of a machine and returns its pid. EBUSY if it runs.
+// room refuses one more guest than may run. Those that are being started do not
+// count yet: there may be as many more.
+func (g *guests) room() error {
+	ids, err := g.records.guests()
+	if err != nil || len(ids) < g.most {
+		return err
+	}
+	live, err := g.list(0, g.most)
+	if err != nil || len(live) < g.most {
+		return err
+	}
+	return ctl.Errorf(syscall.ENOSPC, "%d guests run, and no more are started", g.most)
+}
+
+// spawn starts the guest of a machine and returns its pid. EBUSY if it runs,
+// ENOSPC if too many do.
 func (g *guests) spawn(p ctl.Process) (int, error) {
 	id := p.ID
 	if err := g.fence(p.Outward); err != nil {
+		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
+	}
+	if err := g.room(); err != nil {
 		return 0, fmt.Errorf("spawn guest %d: %w", id, err)
 	}
 	defer g.hold(id)()

@@ -41,6 +41,15 @@ var linkVerbs = []verb{
 	{"lease", "", "the process that answers DHCP has another uid than core; one at a time", none(startLease)},
 }
 
+// mostLinks is what can be made for a core that asks for ever, and more than a
+// host can need. A bridge or a tap has some 50 KiB of the kernel's memory.
+var mostLinks = network.Most{
+	Bridges: 4096,      // an uplink has as many VLANs
+	Taps:    maxGuests, // one for each; or 1024 machines have all their NICs
+	VRFs:    4096,      // one for each bridge
+	Groups:  4096,      // one for each bridge
+}
+
 // noName stands for no interface's name, and for before the first link.
 const noName = "-"
 

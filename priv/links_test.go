@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"syscall"
@@ -147,8 +148,15 @@ func newHostile(t *testing.T, s *server) hostile {
 
 func networkServer(t *testing.T, listed ...string) *server {
 	t.Helper()
+	return networkServerOf(t, mostLinks, listed...)
+}
+
+func networkServerOf(t *testing.T, most network.Most, listed ...string) *server {
+	t.Helper()
 	o := Options{Run: t.TempDir(), Interfaces: listed, Networks: DefaultNetworks}
-	n, err := network.Open(o.network(o.Run))
+	options := o.network(o.Run)
+	options.Most = most
+	n, err := network.Open(options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,6 +274,66 @@ func TestHostileRefused(t *testing.T) {
 	case <-h.gone:
 		t.Error("it was ended: ", h.death())
 	default:
+	}
+}
+
+// TestHostileMany plays one that asks for one link after the other.
+func TestHostileMany(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	s := networkServerOf(t, network.Most{Bridges: 2, Taps: 2, VRFs: 0, Groups: 2})
+	h := newHostile(t, s)
+	c, err := NewClient(h.theirs, func(uint32, string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	is := func(err error, errno syscall.Errno, words string) {
+		t.Helper()
+		if ctl.Errno(err) != errno || err != nil && !strings.Contains(err.Error(), words) {
+			t.Errorf("got %v, want %v and %q", err, errno, words)
+		}
+	}
+	bridge := func(id uint32) error { _, err := c.Bridge(ctx, ctl.SwitchLink(id), ""); return err }
+	is(bridge(1), 0, "")
+	is(bridge(2), 0, "")
+	is(bridge(3), syscall.ENOSPC, "bridge switch3: 2 bridges are there, and no more are made")
+	is(bridge(2), 0, "") // that it has
+	is(c.Release(ctx, ctl.SwitchLink(1)), 0, "")
+	is(bridge(3), 0, "")
+	is(bridge(4), syscall.ENOSPC, "bridges")
+	if out, err := exec.Command("ip", "link", "delete", "switch3").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	is(bridge(4), 0, "") // as many as are there
+
+	for id := range uint32(9) { // each of another name, and gone at once
+		f, _, err := c.Tap(ctx, ctl.NICLink(1+id, 0), fmt.Sprintf("tap%d", 70+id))
+		is(err, 0, "")
+		f.Close()
+	}
+	if records, err := filepath.Glob(s.options.Run + "/link.vm*"); err != nil || len(records) > 2 {
+		t.Errorf("of taps that are gone it keeps %q, %v", records, err)
+	}
+	for id := range uint32(3) {
+		f, _, err := c.Tap(ctx, ctl.NICLink(100+id, 0), network.AnyTap)
+		if id == 2 {
+			is(err, syscall.ENOSPC, "tap vm102-if0: 2 taps are there")
+			continue
+		}
+		is(err, 0, "")
+		defer f.Close()
+	}
+	nic := ctl.NICLink(100, 0)
+	is(c.Rdomain(ctx, nic, 77), syscall.ENOSPC, "rdomain vm100-if0: 0 VRFs are there")
+	is(c.Groups(ctx, nic, []string{"web", "ops"}), 0, "")
+	is(c.Groups(ctx, nic, []string{"web", "dmz"}), syscall.ENOSPC, "2 groups are there")
+	is(c.Groups(ctx, nic, []string{"dmz"}), syscall.ENOSPC, "2 groups are there")
+	is(c.Groups(ctx, nic, nil), 0, "")
+	is(c.Groups(ctx, nic, []string{"dmz"}), 0, "")
+	for _, l := range []ctl.Link{nic, ctl.NICLink(101, 0), ctl.SwitchLink(2), ctl.SwitchLink(4)} {
+		is(c.Release(ctx, l), 0, "")
 	}
 }
 

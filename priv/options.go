@@ -113,7 +113,7 @@ func (o *Options) resolve() error {
 // another run directory have another name, so that each keeps to its own.
 func (o *Options) network(records string) network.Options {
 	networks, _ := parseAll(o.Networks, parseNetwork)
-	return network.Options{Records: records, Interfaces: o.Interfaces, Networks: networks, Tables: o.name()}
+	return network.Options{Records: records, Interfaces: o.Interfaces, Networks: networks, Tables: o.name(), Most: mostLinks}
 }
 
 // cgroup says where guests have their cgroups.

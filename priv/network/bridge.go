@@ -77,6 +77,9 @@ func (n *Network) takeBridge(sw ctl.Link, ifname string) (string, error) {
 // MAC is its own and no port's, so that it stays when ports come and go, and
 // so that the bridge is known by it if our life ends before the next line.
 func (n *Network) makeBridge(sw ctl.Link) (string, error) {
+	if err := n.room(true); err != nil {
+		return "", err
+	}
 	mac := randomMAC()
 	for id := sw.ID; id < sw.ID+nameTries; id++ {
 		name := ctl.SwitchLink(id).String()

@@ -114,6 +114,9 @@ func (n *Network) member(c *nftables.Conn, f nftables.TableFamily, group, ifname
 	there, err := c.GetSetByName(set.Table, group)
 	switch {
 	case absent(err) || t == nil:
+		if err := n.roomInLedger(f); err != nil {
+			return err
+		}
 		if err := n.willMake(made("set", f, group)); err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ type Options struct {
 	Interfaces []string       // that were not made here and may be used
 	Networks   []netip.Prefix // that addresses are from
 	Tables     string         // the name of the nftables tables
+	Most       Most           // that is made
 }
 
 // Network makes changes to the host's links, one at a time. Its methods are

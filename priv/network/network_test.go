@@ -67,7 +67,7 @@ var private = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustPars
 // open opens a Network with records of its own.
 func open(t *testing.T, dir string, listed ...string) *Network {
 	t.Helper()
-	n, err := Open(Options{Records: dir, Interfaces: listed, Networks: private, Tables: "vmfs-test"})
+	n, err := Open(Options{Records: dir, Interfaces: listed, Networks: private, Tables: "vmfs-test", Most: Most{Bridges: 100, Taps: 100, VRFs: 100, Groups: 100}})
 	if err != nil {
 		t.Fatal(err)
 	}

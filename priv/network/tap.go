@@ -50,6 +50,9 @@ func (n *Network) tap(nic ctl.Link, name string) (*os.File, string, error) {
 
 // makeTap makes a tap that goes with the last copy of its file.
 func (n *Network) makeTap(nic ctl.Link, pattern string) (_ *os.File, _ string, err error) {
+	if err := n.room(false); err != nil {
+		return nil, "", err
+	}
 	f, name, err := openTap(pattern, tapFlags|unix.IFF_TUN_EXCL)
 	if err != nil {
 		return nil, "", err

@@ -109,6 +109,9 @@ func (n *Network) vrf(table uint32) (*iface, error) {
 			return found(l, nil)
 		}
 	}
+	if most := n.options.Most.VRFs; len(n.vrfs) >= most {
+		return nil, full(most, "VRFs")
+	}
 	r := &record{ifname: "vrf" + strconv.FormatUint(uint64(table), 10), made: true, mac: randomMAC()}
 	if err := n.records.write(vrfName(table), r.text()); err != nil {
 		return nil, err
