@@ -227,3 +227,42 @@ func TestListen(t *testing.T) {
 		t.Errorf("taking the filter off: %v", err)
 	}
 }
+
+// TestListenSends holds what docs/security.md says of whoever has such a
+// socket: where it sends is not bound to the link.
+func TestListenSends(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	n := open(t, t.TempDir())
+	tap, _, err := n.Tap(nic0, "tap")
+	ok(t, err)
+	defer tap.Close()
+	ok(t, n.SetUp(nic0, true))
+	f, err := n.Listen(nic0)
+	ok(t, err)
+	defer f.Close()
+	other, name, err := openTap("other%d", tapFlags) // root's, not listed
+	ok(t, err)
+	defer other.Close()
+	run(t, "ip link set up dev "+name)
+	i, err := net.InterfaceByName(name)
+	ok(t, err)
+	const kind = testType&0xff<<8 | testType>>8 // in network order
+	to := unix.SockaddrLinklayer{Protocol: kind, Ifindex: i.Index, Halen: 6, Addr: [8]byte{2, 0, 0, 0, 0, 9}}
+	ok(t, unix.Sendto(int(f.Fd()), []byte("from elsewhere"), 0, &to))
+	for b := make([]byte, 2048); ; {
+		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(other.Fd()), Events: unix.POLLIN}}, 30_000)
+		if err == unix.EINTR {
+			continue
+		}
+		if ready != 1 || err != nil {
+			t.Fatalf("no frame left by %s (%v): then security.md says too much", name, err)
+		}
+		got, err := other.Read(b)
+		ok(t, err)
+		if bytes.Contains(b[:got], []byte("from elsewhere")) {
+			return
+		}
+	}
+}
