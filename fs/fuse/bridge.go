@@ -273,7 +273,7 @@ func (b *bridge) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.Ope
 	if h.Stream() {
 		out.OpenFlags |= gofuse.FOPEN_STREAM
 	}
-	b.notifier.settle(cancel) // it may have made something: clone does
+	b.notifier.settle() // it may have made something: clone does
 	out.Fh = b.files.add(h)
 	return gofuse.OK
 }
@@ -307,7 +307,7 @@ func (b *bridge) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []byte) 
 	if err := h.Write(newContext(cancel), data); err != nil {
 		return 0, status(err)
 	}
-	b.notifier.settle(cancel) // it may have removed something
+	b.notifier.settle() // it may have removed something
 	return uint32(len(data)), gofuse.OK
 }
 

@@ -32,7 +32,9 @@ type notifier struct {
 	told, telling chan struct{}
 }
 
-// settleTime bounds settle: a directory may be held by a request that waits.
+// settleTime bounds settle: a directory may be held by a request that waits. No
+// interrupt ends it sooner, since any signal is one, and who had one would then
+// be led to what is gone.
 const settleTime = time.Second
 
 func newNotifier(t *inodes) *notifier {
@@ -92,7 +94,7 @@ func (n *notifier) add(gone []entry) {
 // removed one, or made something of the same name, would otherwise be led to
 // what was there before. No request for which the kernel holds a directory
 // may wait for it.
-func (n *notifier) settle(cancel <-chan struct{}) {
+func (n *notifier) settle() {
 	n.mu.Lock()
 	told := cmp.Or(n.told, n.telling)
 	n.mu.Unlock()
@@ -103,7 +105,6 @@ func (n *notifier) settle(cancel <-chan struct{}) {
 	defer limit.Stop()
 	select {
 	case <-told:
-	case <-cancel:
 	case <-limit.C:
 	}
 }
