@@ -319,7 +319,7 @@ func (c *conn) rpc(ctx context.Context, limit time.Duration, frame []byte, undo 
 	case a := <-p.answer:
 		return c.result(p.kind, a)
 	case <-c.dead:
-		return nil, errAborted
+		return c.lost(p)
 	case <-ctx.Done():
 		if a, ok := p.soon(); ok {
 			return c.result(p.kind, a)
@@ -327,6 +327,17 @@ func (c *conn) rpc(ctx context.Context, limit time.Duration, frame []byte, undo 
 		return c.interrupt(p, ctx.Err(), undo)
 	case <-expired:
 		return c.interrupt(p, context.DeadlineExceeded, undo)
+	}
+}
+
+// lost is what came of a request when the connection is over: its answer, if
+// that was the last thing to come.
+func (c *conn) lost(p *call) ([]byte, error) {
+	select {
+	case a := <-p.answer:
+		return c.result(p.kind, a)
+	default:
+		return nil, errAborted
 	}
 }
 
@@ -361,7 +372,7 @@ func (c *conn) interrupt(p *call, why error, undo func()) ([]byte, error) {
 		return c.result(p.kind, a)
 	case <-flushed:
 	case <-c.dead:
-		return nil, errAborted
+		return c.lost(p)
 	case <-t.C:
 		return nil, c.abandon(p, why, undo)
 	}
