@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -179,7 +180,7 @@ func TestConsole(t *testing.T) {
 
 	both := shell(`exec 3<> $1/console; cat <&3 & echo typed >&3; wait`, live)
 	other := shell(`cat $1/console`, live)
-	var out [2]bytes.Buffer
+	var out [2]output
 	for i, cmd := range []*exec.Cmd{both, other} {
 		cmd.Stdout = &out[i]
 		if err := cmd.Start(); err != nil {
@@ -209,6 +210,9 @@ func TestConsole(t *testing.T) {
 	late.Stop()
 	tail.Process.Kill()
 	tail.Wait()
+	for i := range out { // who has not begun by the end waits for the next launch
+		await(t, "a reader to have all", func() bool { return out[i].String() == "one\ntwo\n" })
+	}
 	guest.EndAs(ctl.Exit{Who: "guest", How: "power-off", At: time.Now()})
 	for i, cmd := range []*exec.Cmd{both, other} {
 		if err := cmd.Wait(); err != nil {
@@ -221,6 +225,24 @@ func TestConsole(t *testing.T) {
 	if got := sh(t, `cat $1/console.log $2/wait; stat -c %s $1/console.log`, vm, live); got != "one\ntwo\nstopped\n8\n" {
 		t.Errorf("after the end: %q", got)
 	}
+}
+
+// output is what a program has printed so far.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // What others change is seen at once, also where the kernel believed it knew.

@@ -332,7 +332,7 @@ func TestTooSlow(t *testing.T) {
 	addr, _ := serve(t, d, Options{Limits: Limits{Attach: soon}}, is(alice))
 	dial(t, addr).hungUp()
 	version := dial(t, addr)
-	version.send(&proto.TRVersion{Header: header(proto.Tversion, noTag), Msize: 8192, Version: "9P2000"})
+	version.c.Write((&proto.TRVersion{Header: header(proto.Tversion, noTag), Msize: 8192, Version: "9P2000"}).Compose()) // an error is that it was too slow
 	version.hungUp()
 
 	addr, _ = serve(t, d, Options{Limits: Limits{Frame: soon}}, is(alice))
