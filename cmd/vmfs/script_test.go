@@ -88,7 +88,7 @@ killrole %[2]s
 %[3]s
 wait starter
 until 10 'grep -qxE "stopped|running|failed .*" $MNT/vm/a/status'
-ok 'echo kill >$MNT/vm/a/ctl; echo clear-failed >$MNT/vm/a/ctl'
+until 10 'echo kill >$MNT/vm/a/ctl && echo clear-failed >$MNT/vm/a/ctl'
 ! says 'tap' 'ip link; nft list ruleset'
 until 15 'echo start >$MNT/vm/a/ctl'
 says '^running\n(ok|.*ip_forward is 0.*)\n(ok|.*ip_forward is 0.*)$' 'cat $MNT/vm/a/status $MNT/vm/a/check $MNT/switch/lan/check'
@@ -277,7 +277,7 @@ func stageOf(ts *testscript.TestScript) *stage {
 
 // tearDown leaves nothing, however the script ended.
 func (s *stage) tearDown() {
-	for range 100 {
+	for range 3000 { // a minute: on a busy machine the dead take their time
 		left := s.processes()
 		if len(left) == 0 {
 			break
@@ -292,7 +292,9 @@ func (s *stage) tearDown() {
 	for range 100 {
 		mounts := s.mounts()
 		if len(mounts) == 0 {
-			os.RemoveAll(s.dir)
+			if err := os.RemoveAll(s.dir); err != nil {
+				s.env.T().Log("left: ", err)
+			}
 			return
 		}
 		for _, m := range mounts {

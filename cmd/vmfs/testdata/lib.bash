@@ -30,6 +30,14 @@ ended() {
 	timeout 170 cat "$MNT/live/vm/$1/wait"
 }
 
+# adopted NAME... is true when a daemon that did not start them has taken up the
+# guests of machines. It serves before, and what is asked of one that has not
+# answered yet is refused.
+adopted() {
+	local name
+	for name; do grep -q '^started ' "$MNT/vm/$name/info" || return; done
+}
+
 # unchanged LINE runs a line after which every machine is what it was: no
 # event, no size and no time of a file differs.
 unchanged() {
