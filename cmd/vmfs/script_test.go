@@ -81,7 +81,7 @@ serve
 ok 'debian a; mkdir $MNT/switch/lan; printf "address 10.0.0.1/24\ndhcp yes\nnat yes\ngroup dmz\n" | cat >$MNT/switch/lan/config'
 ok 'printf "memory 64M\nnic/0/%[4]s\nnic/0/group web\nnic/1/%[5]s\n" | cat >$MNT/vm/a/config; echo %[1]s >$STATE/killpoint'
 leaks before
-exec bash -c 'timeout 20 bash -c "echo start >$MNT/vm/a/ctl"; true' &starter&
+exec bash -c 'timeout 100 bash -c "echo start >$MNT/vm/a/ctl"; true' &starter&
 %[6]s
 ok 'rm $STATE/killpoint'
 killrole %[2]s
