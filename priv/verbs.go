@@ -32,11 +32,11 @@ type reply struct {
 // verbs is all that core may ask for, with linkVerbs.
 var verbs = []verb{
 	{"open", "UID (ro|rw FORMAT PATH)...", "only a user's own rights open his files, and those behind them; root's only below -images", parseOpen},
-	{"whois", "UID", "id(1) asks whatever knows the host's users, as a uid that nobody has; core starts no programs", parseWhois},
+	{"whois", "UID", "id(1) asks whatever knows the host's users, as a uid that nobody has; core starts no programs", single(parseUID, whois)},
 	{"spawn", "ID native|kvm|tcg yes|no CPUS MEMORY IMAGES FILES", "namespaces, the guest's uid and its cgroup need root; one guest an id", parseSpawn},
-	{"bounds", "ID", "what is in a guest's cgroup is root's to say; only of one that the records name", parseBounds},
-	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", parseGuests},
-	{"end", "ID", "a guest has another uid than core; only one that the records name", parseEnd},
+	{"bounds", "ID", "what is in a guest's cgroup is root's to say; only of one that the records name", single(parseID, boundsOf)},
+	{"guests", "AFTER", "the records are root's, so that core cannot invent a guest; 100 at a time", single(parseAfter, listGuests)},
+	{"end", "ID", "a guest has another uid than core; only one that the records name", single(parseID, endGuest)},
 	{"engines", "", "/dev/kvm may be root's; QEMU is run as a uid that nobody has, for its version", none(engineList)},
 	{verbUnpack, "LIMIT", "the process that does it is started as root and becomes nobody's uid; two at a time, each for a minute, in memory that comes sealed", parseUnpack},
 	{"alive", "", "a core that is silent for 10 s hangs, and is replaced", none(nothing)},
@@ -75,6 +75,20 @@ func none(do act) func([]string) (act, error) {
 	return func(args []string) (act, error) { return do, count(args, 0) }
 }
 
+// single is the parse of a verb with one argument.
+func single[T any](parse func(string) (T, error), do func(context.Context, *server, T) (reply, error)) func([]string) (act, error) {
+	return func(args []string) (act, error) {
+		if err := count(args, 1); err != nil {
+			return nil, err
+		}
+		value, err := parse(args[0])
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, s *server) (reply, error) { return do(ctx, s, value) }, nil
+	}
+}
+
 func parseOpen(args []string) (act, error) {
 	if len(args) == 0 {
 		return nil, count(args, 1)
@@ -93,18 +107,9 @@ func parseOpen(args []string) (act, error) {
 	}, nil
 }
 
-func parseWhois(args []string) (act, error) {
-	if err := count(args, 1); err != nil {
-		return nil, err
-	}
-	uid, err := parseUID(args[0])
-	if err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context, s *server) (reply, error) {
-		groups, err := s.openers.whois(ctx, uid)
-		return reply{fields: []string{groups}}, err
-	}, nil
+func whois(ctx context.Context, s *server, uid uint32) (reply, error) {
+	groups, err := s.openers.whois(ctx, uid)
+	return reply{fields: []string{groups}}, err
 }
 
 func parseSpawn(args []string) (act, error) {
@@ -118,60 +123,37 @@ func parseSpawn(args []string) (act, error) {
 	}, nil
 }
 
-func parseBounds(args []string) (act, error) {
-	if err := count(args, 1); err != nil {
-		return nil, err
-	}
-	id, err := parseID(args[0])
-	if err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context, s *server) (reply, error) {
-		text, killed := s.guests.bounds(id)
-		return reply{fields: []string{text, strconv.FormatUint(killed, 10)}}, nil
-	}, nil
+func boundsOf(_ context.Context, s *server, id uint32) (reply, error) {
+	text, killed := s.guests.bounds(id)
+	return reply{fields: []string{text, strconv.FormatUint(killed, 10)}}, nil
 }
 
 // guestsPage is how many guests an answer names.
 const guestsPage = 100
 
-func parseGuests(args []string) (act, error) {
-	if err := count(args, 1); err != nil {
-		return nil, err
+// parseAfter reads the id behind which an answer begins: 0, or a machine's.
+func parseAfter(s string) (uint32, error) {
+	if s == "0" {
+		return 0, nil
 	}
-	after := uint32(0)
-	if args[0] != "0" {
-		id, err := parseID(args[0])
-		if err != nil {
-			return nil, err
-		}
-		after = id
-	}
-	return func(ctx context.Context, s *server) (reply, error) {
-		var r reply
-		live, err := s.guests.list(after, guestsPage)
-		for _, g := range live {
-			r.fields = append(r.fields, strconv.FormatUint(uint64(g.ID), 10), strconv.Itoa(g.PID))
-		}
-		return r, err
-	}, nil
+	return parseID(s)
 }
 
-func parseEnd(args []string) (act, error) {
-	if err := count(args, 1); err != nil {
-		return nil, err
+func listGuests(_ context.Context, s *server, after uint32) (reply, error) {
+	var r reply
+	live, err := s.guests.list(after, guestsPage)
+	for _, g := range live {
+		r.fields = append(r.fields, strconv.FormatUint(uint64(g.ID), 10), strconv.Itoa(g.PID))
 	}
-	id, err := parseID(args[0])
+	return r, err
+}
+
+func endGuest(_ context.Context, s *server, id uint32) (reply, error) {
+	err := s.guests.end(id)
 	if err != nil {
-		return nil, err
+		err = ctl.Errorf(syscall.ETIMEDOUT, "%v", err)
 	}
-	return func(ctx context.Context, s *server) (reply, error) {
-		err := s.guests.end(id)
-		if err != nil {
-			err = ctl.Errorf(syscall.ETIMEDOUT, "%v", err)
-		}
-		return reply{}, err
-	}, nil
+	return reply{}, err
 }
 
 func engineList(ctx context.Context, s *server) (reply, error) {
