@@ -309,9 +309,14 @@ func TestHostileMany(t *testing.T) {
 	is(bridge(4), 0, "") // as many as are there
 
 	for id := range uint32(9) { // each of another name, and gone at once
-		f, _, err := c.Tap(ctx, ctl.NICLink(1+id, 0), fmt.Sprintf("tap%d", 70+id))
+		name := fmt.Sprintf("tap%d", 70+id)
+		f, _, err := c.Tap(ctx, ctl.NICLink(1+id, 0), name)
 		is(err, 0, "")
 		f.Close()
+		eventually(t, name+" is gone", func() bool { // priv closes its own behind its answer
+			_, err := net.InterfaceByName(name)
+			return err != nil
+		})
 	}
 	if records, err := filepath.Glob(s.options.Run + "/link.vm*"); err != nil || len(records) > 2 {
 		t.Errorf("of taps that are gone it keeps %q, %v", records, err)

@@ -208,14 +208,15 @@ func (r *role) serve(t *testing.T, l ctl.Link, socket *os.File, s ctl.LeaseServi
 	}
 }
 
-// udhcpc asks for an address and says what it got, or why not.
+// udhcpc asks for an address and says what it got, or why not. It asks for half
+// a minute, since on a busy machine a second may not do; unless more says -t 3.
 func (n *network) udhcpc(ifname, more string) (string, error) {
 	n.t.Helper()
 	script := filepath.Join(n.t.TempDir(), "script")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\necho $1 $ip/$mask router=$router dns=$dns name=$hostname lease=$lease\n"), 0o755); err != nil {
 		n.t.Fatal(err)
 	}
-	return n.try("udhcpc -f -q -n -t 3 -T 1 -i " + ifname + " -s " + script + " " + more)
+	return n.try("udhcpc -f -q -n -t 30 -T 1 -i " + ifname + " -s " + script + " " + more)
 }
 
 // A client of another make gets its lease, and nobody else does.
@@ -256,14 +257,14 @@ func TestUdhcpc(t *testing.T) {
 	}
 
 	n.run("ip link set c0 address fe:e1:bb:d1:99:99")
-	if out, err := n.udhcpc("c0", ""); err == nil {
+	if out, err := n.udhcpc("c0", "-t 3"); err == nil {
 		t.Errorf("another MAC got %s", out)
 	}
 	n.run("ip link set c0 address " + net.HardwareAddr(guestMAC[:]).String())
 	if err := r.Stop(t.Context(), link); err != nil {
 		t.Error(err)
 	}
-	if out, err := n.udhcpc("c0", ""); err == nil {
+	if out, err := n.udhcpc("c0", "-t 3"); err == nil {
 		t.Errorf("after stop: %s", out)
 	}
 }
@@ -579,7 +580,7 @@ func TestManyBindings(t *testing.T) {
 	}
 	s.Bindings = nil
 	r.serve(t, ctl.SwitchLink(7), nil, s)
-	if out, err := n.udhcpc("c0", ""); err == nil {
+	if out, err := n.udhcpc("c0", "-t 3"); err == nil {
 		t.Errorf("bound to nothing: %s", out)
 	}
 }
