@@ -208,7 +208,7 @@ func TestCertifiedPeer(t *testing.T) {
 			client.Read(make([]byte, 1))
 			a.Close()
 		}()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		got, err := CertifiedPeer(c.root)(ctx, tls.Server(b, server))
 		cancel()
 		b.Close()
